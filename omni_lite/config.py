@@ -76,7 +76,7 @@ class LLMConfig:
     ffn_dim:int = 768
     max_positions:int = 2048
     rope_theta:float = 10000.
-    tie:bool = True # share input and output embeddings
+    tie:bool = False # share input and output embeddings
 
 @dataclass(frozen=True)
 class HeadConfig:

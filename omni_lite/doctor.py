@@ -94,9 +94,11 @@ def _companion(found, name):
     return Check(name, t['state'] != 'broken', detail, f'pip uninstall {name}')
 
 def _ffmpeg():
-    at = shutil.which('ffmpeg')
-    return Check('ffmpeg', bool(at), at or 'not on PATH; streamed speech in the chat needs it',
-                 'pip install imageio-ffmpeg, then omni-lite doctor --repair')
+    at, has = shutil.which('ffmpeg'), importlib.util.find_spec
+    cure = 'omni-lite doctor --repair'
+    if not has('imageio_ffmpeg'): cure = f'pip install imageio-ffmpeg, then {cure}'
+    return Check('ffmpeg', bool(at), at or 'not on PATH; streamed speech in the chat needs it', cure,
+                 needed=has('gradio') is not None)
 
 def browser() -> str|None: # path of a Chromium, or None
     "The Chromium that the browser tests drive."
