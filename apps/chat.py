@@ -493,8 +493,12 @@ def main(
         except Exception as e: print(f'The model could not be read yet: {e}', file=sys.stderr)
     threading.Thread(target=warm, daemon=True).start() # the page opens while the model is read
     page = build(engine)
-    opts = dict(server_name=host, share=False, inbrowser=open_browser, max_file_size='200mb', footer_links=[], **look())
-    page.launch(server_port=free_port(port, host), **opts)
+    opts = dict(server_name=host, share=False, inbrowser=open_browser, max_file_size='200mb', quiet=True,
+                footer_links=[], **look())
+    port = free_port(port, host)
+    print(f'omni_lite chat: http://{host}:{port} (this machine only; Ctrl-C ends it)' if host == '127.0.0.1' else
+          f'omni_lite chat: http://{host}:{port} (others can reach it; Ctrl-C ends it)', flush=True)
+    page.launch(server_port=port, **opts)
 
 if __name__ == '__main__':
     import argparse

@@ -156,6 +156,28 @@ def test_limits_come_from_the_model_card(tmp_path):
 def test_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match='no checkpoint in .*nowhere'): list(NanoEngine(tmp_path/'nowhere').reply([]))
 
+def test_the_engine_reads_a_checkpoint_answers_and_counts(tmp_path):
+    pytest.importorskip('omni_lite.omni.generate', reason='the model is not built yet')
+    from dataclasses import replace
+    from omni_lite.config import preset
+    from omni_lite.omni.model import OmniForCausalLM
+    from omni_lite.text import train_tokenizer
+    tok, cfg = train_tokenizer(['what is this? a cat. a dog sees a ball.']*20), preset('tiny')
+    cfg = replace(cfg, llm=replace(cfg.llm, vocab_size=len(tok)))
+    OmniForCausalLM(cfg).save_pretrained(tmp_path/'tiny', tok=tok)
+    engine = NanoEngine(tmp_path/'tiny')
+    message = check_message(dict(text='what is this?', files=[write_sound(tmp_path/'q.wav', 1.),
+                                                              write_picture(tmp_path/'p.png'),
+                                                              write_movie(tmp_path/'m.mp4', 2)]))
+    talk = [dict(role='user', content=message.parts)]
+    assert engine.count_tokens(talk) == {}, 'counting must not read the model'
+    events = list(engine.reply(talk, max_seconds=0.5))
+    assert events[-1].kind == 'done' and events[-1].text == ''.join(e.text for e in events if e.kind == 'text').strip()
+    counts = engine.count_tokens(talk)
+    assert counts['sound'] >= 13 + 25 and counts['picture'] > 0 and counts['text'] >= 4
+    again = list(engine.reply(talk, max_seconds=0.5))
+    assert [e.text for e in again] == [e.text for e in events], 'same seed, same answer'
+
 # ---- one answer at a time
 
 ASK = [dict(role='user', content=[dict(type='text', text='hi')])]

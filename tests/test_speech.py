@@ -166,7 +166,7 @@ def test_babble_is_the_noise():
 def test_echo_leaves_length_and_rings_on():
     x = np.zeros(24000, np.float32); x[100] = .5
     y = S.augment(x, np.random.default_rng(0), room=.3)
-    assert len(y) == len(x) and (y[2000:5000]**2).sum() > 100*(y[12000:]**2).sum() > -1
+    assert len(y) == len(x) and (y[2000:5000]**2).sum() > 100*(y[12000:]**2).sum()
     assert (y[200:]**2).sum() > 0
 
 

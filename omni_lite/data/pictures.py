@@ -18,31 +18,34 @@ from ..paths import root
 
 # %% ../../nbs/30a_pictures.ipynb #043dcf6b
 SMALL = dict(
-    animal='cat:1f431 dog:1f436 cow:1f42e horse:1f434 sheep:1f411 duck:1f986 fish:1f41f lion:1f981 rabbit:1f430 monkey:1f435',
+    animal='cat:1f431 dog:1f436 cow:1f42e horse:1f434 sheep:1f411 duck:1f986 fish:1f41f lion:1f981 rabbit:1f430 '
+           'monkey:1f435',
     food='apple:1f34e banana:1f34c lemon:1f34b egg:1f95a cake:1f382 pizza:1f355 carrot:1f955 mushroom:1f344',
     vehicle='car:1f697 bus:1f68c boat:26f5 rocket:1f680',
     tool='key:1f511 hammer:1f528 clock:23f0 phone:260e-fe0f umbrella:2614 camera:1f4f7 bell:1f514 broom:1f9f9')
 
 # %% ../../nbs/30a_pictures.ipynb #a5562ed8
 MORE = dict(
-    animal='pig:1f437 frog:1f438 bear:1f43b tiger:1f42f elephant:1f418 chicken:1f414 owl:1f989 penguin:1f427 snake:1f40d '
-           'turtle:1f422 whale:1f433 octopus:1f419 snail:1f40c butterfly:1f98b bee:1f41d spider:1f577-fe0f ant:1f41c '
-           'mouse:1f42d fox:1f98a wolf:1f43a panda:1f43c koala:1f428 camel:1f42b goat:1f410 crab:1f980 dolphin:1f42c '
-           'shark:1f988 zebra:1f993 giraffe:1f992 kangaroo:1f998 eagle:1f985 parrot:1f99c peacock:1f99a swan:1f9a2 '
-           'bat:1f987 crocodile:1f40a squirrel:1f43f-fe0f hedgehog:1f994',
-    food='pear:1f350 peach:1f351 strawberry:1f353 melon:1f348 pineapple:1f34d tomato:1f345 potato:1f954 pepper:1fad1 '
-         'cucumber:1f952 onion:1f9c5 avocado:1f951 coconut:1f965 mango:1f96d burger:1f354 taco:1f32e pancake:1f95e '
-         'pretzel:1f968 cookie:1f36a donut:1f369 candy:1f36c lollipop:1f36d sandwich:1f96a salad:1f957',
+    animal='pig:1f437 frog:1f438 bear:1f43b tiger:1f42f elephant:1f418 chicken:1f414 owl:1f989 penguin:1f427 '
+           'snake:1f40d turtle:1f422 whale:1f433 octopus:1f419 snail:1f40c butterfly:1f98b bee:1f41d '
+           'spider:1f577-fe0f ant:1f41c mouse:1f42d fox:1f98a wolf:1f43a panda:1f43c koala:1f428 camel:1f42b '
+           'goat:1f410 crab:1f980 dolphin:1f42c shark:1f988 zebra:1f993 giraffe:1f992 kangaroo:1f998 eagle:1f985 '
+           'parrot:1f99c peacock:1f99a swan:1f9a2 bat:1f987 crocodile:1f40a squirrel:1f43f-fe0f hedgehog:1f994',
+    food='pear:1f350 peach:1f351 strawberry:1f353 melon:1f348 pineapple:1f34d tomato:1f345 potato:1f954 '
+         'pepper:1fad1 cucumber:1f952 onion:1f9c5 avocado:1f951 coconut:1f965 mango:1f96d burger:1f354 taco:1f32e '
+         'pancake:1f95e pretzel:1f968 cookie:1f36a donut:1f369 candy:1f36c lollipop:1f36d sandwich:1f96a '
+         'salad:1f957',
     vehicle='train:1f682 truck:1f69a tractor:1f69c bicycle:1f6b2 motorcycle:1f3cd-fe0f airplane:2708-fe0f '
             'helicopter:1f681 ship:1f6a2 taxi:1f695 scooter:1f6f4 canoe:1f6f6 sled:1f6f7 ambulance:1f691',
-    tool='saw:1fa9a ladder:1fa9c bucket:1faa3 candle:1f56f-fe0f pencil:270f-fe0f brush:1f58c-fe0f spoon:1f944 knife:1f52a '
-         'basket:1f9fa lock:1f512 magnet:1f9f2 microscope:1f52c telescope:1f52d compass:1f9ed axe:1fa93 wrench:1f527 '
-         'needle:1faa1 sponge:1f9fd battery:1f50b computer:1f4bb radio:1f4fb',
+    tool='saw:1fa9a ladder:1fa9c bucket:1faa3 candle:1f56f-fe0f pencil:270f-fe0f brush:1f58c-fe0f spoon:1f944 '
+         'knife:1f52a basket:1f9fa lock:1f512 magnet:1f9f2 microscope:1f52c telescope:1f52d compass:1f9ed '
+         'axe:1fa93 wrench:1f527 needle:1faa1 sponge:1f9fd battery:1f50b computer:1f4bb radio:1f4fb',
     plant='rose:1f339 tulip:1f337 sunflower:1f33b cactus:1f335 clover:1f340',
     instrument='guitar:1f3b8 violin:1f3bb trumpet:1f3ba piano:1f3b9 saxophone:1f3b7 banjo:1fa95 flute:1fa88',
     toy='balloon:1f388 kite:1fa81 doll:1fa86 puzzle:1f9e9 robot:1f916 yoyo:1fa80',
     building='castle:1f3f0 school:1f3eb hospital:1f3e5 tent:26fa church:26ea factory:1f3ed bank:1f3e6',
-    garment='hat:1f3a9 shoe:1f45f shirt:1f455 dress:1f457 coat:1f9e5 sock:1f9e6 scarf:1f9e3 boot:1f462 sandal:1f461 crown:1f451')
+    garment='hat:1f3a9 shoe:1f45f shirt:1f455 dress:1f457 coat:1f9e5 sock:1f9e6 scarf:1f9e3 boot:1f462 '
+            'sandal:1f461 crown:1f451')
 
 # %% ../../nbs/30a_pictures.ipynb #a16157b2
 def _pairs(table): return [(kind, *w.split(':')) for kind, row in table.items() for w in row.split()]
@@ -88,7 +91,8 @@ def drawable() -> list[str]: # names, in the order of EMOJI
     "The things that can be drawn here and now, in every style."
     packages = fetched('emoji')
     def here(name, style):
-        return (samples_path()/'pictures'/style/f'{name}.png').is_file() or (packages and _source(packages, style, name))
+        ours = samples_path()/'pictures'/style/f'{name}.png'
+        return ours.is_file() or (packages and _source(packages, style, name))
     return [n for n in EMOJI if all(here(n, s) for s in STYLES)]
 
 # %% ../../nbs/30a_pictures.ipynb #53d0d0f1
@@ -104,8 +108,10 @@ def _scaled(samples, style, name, px, angle):
     im = emoji(name, style).resize((px, px), Image.LANCZOS)
     return im.rotate(-angle, Image.BICUBIC) if angle else im  # clockwise
 
-# %% ../../nbs/30a_pictures.ipynb #5faa9854
-def _ngon(n, turn=0., r=.5): return [(.5 + r*math.sin(a), .5 - r*math.cos(a)) for a in (turn + 2*math.pi*i/n for i in range(n))]
+# %% ../../nbs/30a_pictures.ipynb #67434ffd
+def _ngon(n, turn=0., r=.5):
+    angles = [turn + 2*math.pi*i/n for i in range(n)]
+    return [(.5 + r*math.sin(a), .5 - r*math.cos(a)) for a in angles]
 
 SHAPES = dict(
     circle=_ngon(60), square=[(.06, .06), (.94, .06), (.94, .94), (.06, .94)],
@@ -113,8 +119,10 @@ SHAPES = dict(
     heart=[(.5 + .03*16*math.sin(t)**3, .46 - .03*(13*math.cos(t) - 5*math.cos(2*t) - 2*math.cos(3*t) - math.cos(4*t)))
            for t in (2*math.pi*i/60 for i in range(60))],
     triangle=[(.5, .05), (.98, .92), (.02, .92)], diamond=[(.5, 0), (.85, .5), (.5, 1), (.15, .5)],
-    cross=[(.35, 0), (.65, 0), (.65, .35), (1, .35), (1, .65), (.65, .65), (.65, 1), (.35, 1), (.35, .65), (0, .65), (0, .35), (.35, .35)])
+    cross=[(.35, 0), (.65, 0), (.65, .35), (1, .35), (1, .65), (.65, .65), (.65, 1), (.35, 1),
+           (.35, .65), (0, .65), (0, .35), (.35, .35)])
 
+# %% ../../nbs/30a_pictures.ipynb #a677c8f4
 @lru_cache(maxsize=1024)
 def shape_mask(
     name:str, # key of SHAPES
@@ -159,7 +167,8 @@ MOTIONS = dict(
     left=_slide(-1, 0), right=_slide(1, 0), up=_slide(0, -1), down=_slide(0, 1),
     grows=lambda t: dict(zoom=.6 + 1.2*t), shrinks=lambda t: dict(zoom=1.8 - 1.2*t),
     appears=lambda t: {}, vanishes=lambda t: {},
-    jumps=lambda t: dict(dy=.25 - .5*math.sin(math.pi*t)), spins=lambda t: dict(angle=int(t*270)//15*15), stays=lambda t: {})
+    jumps=lambda t: dict(dy=.25 - .5*math.sin(math.pi*t)), spins=lambda t: dict(angle=int(t*270)//15*15),
+    stays=lambda t: {})
 
 # %% ../../nbs/30a_pictures.ipynb #9ff9de12
 def clip_frame(
@@ -176,6 +185,7 @@ def clip_frame(
                 scale=spec['scale']*m.get('zoom', 1), angle=m.get('angle', 0))
     return render_picture(dict(background=spec['background'], items=[] if hidden else [item]), size)
 
+# %% ../../nbs/30a_pictures.ipynb #fbf6e623
 def render_clip(
     spec:dict, # see clip_frame
     size:int=56, # width and height in pixels

@@ -42,6 +42,7 @@ def _siren(t, a, b, rng):
     swing = np.sin(2*np.pi*(.7 + 1.6*b)*t + 2*np.pi*rng.random())
     return _tone((650 + 350*a)*2**(.55*swing), t, (1, .5, .3, .2))
 
+# %% ../../nbs/30b_sounds.ipynb #e86b6bdb
 def _phone(t, a, b, rng):
     f, warble = 900 + 700*a, 16 + 12*b
     high = np.sin(2*np.pi*warble*t) > 0
@@ -59,6 +60,7 @@ def _drum(t, a, b, rng):
         return body + .35*rng.standard_normal(len(s))*np.exp(-70*s)
     return _hits(t, times, hit)
 
+# %% ../../nbs/30b_sounds.ipynb #3f090378
 def _clock(t, a, b, rng):
     def hit(s, i):
         f = (2100 + 1500*a)*(1. if i % 2 else .78)
@@ -78,10 +80,13 @@ def _voice(t, times, length, f0, resonance, width, rng, breath=.2):
 
 def _dog(t, a, b, rng):
     times = np.arange(.05, t[-1] - .2, .33 + .3*b)
-    return _voice(t, times, .17 + .08*a, lambda u: (330 + 260*a)*(1 + .5*np.sin(np.pi*u) - .35*u), lambda u: 900, 900, rng, .3)
+    def f0(u): return (330 + 260*a)*(1 + .5*np.sin(np.pi*u) - .35*u)
+    return _voice(t, times, .17 + .08*a, f0, lambda u: 900, 900, rng, .3)
 
+# %% ../../nbs/30b_sounds.ipynb #5cae8916
 def _cow(t, a, b, rng):
-    return _voice(t, [.05], min(.75 + .4*b, t[-1] - .08), lambda u: (105 + 75*a)*(1 + .25*np.sin(np.pi*u)), lambda u: 250 + 450*u, 320, rng, .03)
+    def f0(u): return (105 + 75*a)*(1 + .25*np.sin(np.pi*u))
+    return _voice(t, [.05], min(.75 + .4*b, t[-1] - .08), f0, lambda u: 250 + 450*u, 320, rng, .03)
 
 def _duck(t, a, b, rng):
     times = np.arange(.05, t[-1] - .16, .2 + .2*b)
@@ -108,11 +113,15 @@ def _alarm(t, a, b, rng): return _tone(1800 + 1200*a, t, (1, 0, .4))*((t % (.16 
 def _horn(t, a, b, rng):
     f = 260 + 160*a
     return (_tone(f, t, (1, .8, .6, .5, .3)) + _tone(f*1.26, t, (1, .8, .6, .4)))*((t % (.5 + .5*b)) < (.35 + .3*b))
-def _thunder(t, a, b, rng): return _noise(t, rng, _band(30 + 30*a, 260 + 200*a))*(np.exp(-(2 + 2*b)*t) + .4*np.exp(-((t - .6)/.2)**2))
+
+# %% ../../nbs/30b_sounds.ipynb #4d955691
+def _thunder(t, a, b, rng):
+    return _noise(t, rng, _band(30 + 30*a, 260 + 200*a))*(np.exp(-(2 + 2*b)*t) + .4*np.exp(-((t - .6)/.2)**2))
 def _bird(t, a, b, rng):
     def chirp(s, i): return np.sin(2*np.pi*((2400 + 1500*a)*s + 3500*s**2))*np.sin(np.pi*np.minimum(s/.11, 1))
     return _hits(t, np.arange(.05, t[-1] - .12, .16 + .2*b), chirp)
-def _waves(t, a, b, rng): return _noise(t, rng, _band(300 + 300*a, 4000))*(.15 + np.sin(np.pi*(.4 + .5*b)*t + rng.random())**4)
+def _waves(t, a, b, rng):
+    return _noise(t, rng, _band(300 + 300*a, 4000))*(.15 + np.sin(np.pi*(.4 + .5*b)*t + rng.random())**4)
 
 # %% ../../nbs/30b_sounds.ipynb #3234f11e
 SOUNDS = dict(bell=_bell, phone=_phone, clock=_clock, car=_car, dog=_dog, cow=_cow, duck=_duck, rain=_rain,

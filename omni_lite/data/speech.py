@@ -106,10 +106,11 @@ class VoiceSpec:
 
 _V = VoiceSpec
 HIBARI_VOICES = dict(
-    heart=_V(), deep=_V(.55, .85), man=_V(.6, .88, 1.2), uncle=_V(.65, .91, .8, .5, .92),
-    tenor=_V(.74, .92, 1.1, 0., 1.05), alto=_V(.86, .96), calm=_V(.9, 1., .4, .3, .9), lively=_V(1.05, 1.03, 1.5, 0., 1.1), breathy=_V(1., 1.02, .8, 1.5),
-    girl=_V(1.25, 1.1, 1.2), boy=_V(1.12, 1.15, 1., 0., 1.05), child=_V(1.4, 1.18, 1.1), giant=_V(.5, .8, 1., 0., .92),
-    baritone=_V(.68, .86, 1.3, .2), aunt=_V(.95, .93, 1.2, .6), kid=_V(1.32, 1.22, 1.3, 0., .95))
+    heart=_V(), deep=_V(.55, .85), man=_V(.6, .88, 1.2), uncle=_V(.65, .91, .8, .5, .92), alto=_V(.86, .96),
+    tenor=_V(.74, .92, 1.1, 0., 1.05), calm=_V(.9, 1., .4, .3, .9), lively=_V(1.05, 1.03, 1.5, 0., 1.1),
+    breathy=_V(1., 1.02, .8, 1.5), girl=_V(1.25, 1.1, 1.2), boy=_V(1.12, 1.15, 1., 0., 1.05),
+    child=_V(1.4, 1.18, 1.1), giant=_V(.5, .8, 1., 0., .92), baritone=_V(.68, .86, 1.3, .2),
+    aunt=_V(.95, .93, 1.2, .6), kid=_V(1.32, 1.22, 1.3, 0., .95))
 KOKORO_VOICES = tuple('af_bella af_sarah af_sky am_adam am_michael am_puck bf_emma bm_george bm_lewis'.split())
 TEST_VOICES = frozenset({'baritone', 'aunt', 'kid', 'af_sky', 'bm_lewis'}) # never in training
 
@@ -593,7 +594,7 @@ def datasheet_markdown(
 ) -> str:
     "The same for a reader."
     out = ['# Datasheet: made speech', '', f"{sheet['utterances']:,} utterances, {sheet['hours']} hours, "
-           f"{sheet['texts']:,} different texts; {sheet['augmented']:,} with noise, room or other speed. Nobody was recorded.", '']
+           f"{sheet['texts']:,} different texts; {sheet['augmented']:,} augmented.", '', 'Nobody was recorded.', '']
     for key in ('split', 'kind', 'voice'):
         out += [f'| {key} | utterances | hours | texts |', '|---|---|---|---|']
         out += [f"| {k} | {v['utterances']:,} | {v['hours']} | {v['texts']:,} |" for k, v in sheet[key].items()] + ['']
@@ -704,7 +705,7 @@ def world_command(
     out:Path|None=None, # folder of the store; None: in the cache
     minutes:float|None=None, # about how much speech; None: what the size of the world needs
     seed:int=0,
-    kokoro_minutes:float|None=None, # about how much of it in the slow voices; None: 6 (small) or 60 (full)
+    kokoro_minutes:float|None=None, # about how much of it in the slow voices; None: 4 (small) or 60 (full)
     workers:int=2, # processes
     progress:bool=True, # show a bar
 ) -> Path: # the store, for `SpeechStore`
@@ -712,7 +713,7 @@ def world_command(
     from omni_lite.data.world import World
     made = World(world); full = NUM_LINES[world]
     n = full if minutes is None else max(90, round(minutes * 60 / 1.3))
-    slow = (6. if world == 'small' else 60.) * min(1., n / full) if kokoro_minutes is None else kokoro_minutes
+    slow = (4. if world == 'small' else 60.) * min(1., n / full) if kokoro_minutes is None else kokoro_minutes
     out, notes = Path(out or cache_dir()/f'world-{world}'), []
     fetch('hibari')
     if slow and try_fetch('kokoro') is None:

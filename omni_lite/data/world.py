@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SMALL_WORLD', 'FULL_WORLD', 'FAMILIES', 'tables', 'an', 'Sample', 'Family', 'family', 'World', 'as_rng']
 
-# %% ../../nbs/30_world.ipynb #fb104cf6
-import hashlib, random, re, warnings
+# %% ../../nbs/30_world.ipynb #f5ea6f8a
+import hashlib, itertools, random, re, warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,9 +27,11 @@ FULL_WORLD = dict(
     names='maria anna ben clara david felix jack julia laura leo max nina rosa simon sophie',
     colors='orange pink purple brown gray', verbs='likes wants finds draws hides holds loves brings buys',
     numbers='seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty',
-    opposites='big/small hot/cold old/new fast/slow wet/dry open/closed day/night happy/sad early/late loud/quiet full/empty heavy/light',
-    places='house:in,near garden:in,near kitchen:in,near bed:in,on,under river:in,near bridge:on,under,near chair:on,under,near '
-           'basket:in,on,under door:near,behind window:near wall:on,near,behind forest:in,near beach:on,near '
+    opposites='big/small hot/cold old/new fast/slow wet/dry open/closed day/night happy/sad early/late loud/quiet '
+              'full/empty heavy/light',
+    places='house:in,near garden:in,near kitchen:in,near bed:in,on,under river:in,near bridge:on,under,near '
+           'chair:on,under,near basket:in,on,under door:near,behind '
+           'window:near wall:on,near,behind forest:in,near beach:on,near '
            'mountain:on,near station:in,near market:in,near hill:on,near,behind',
     shapes='heart triangle diamond cross', motions='jumps spins stays', sounds=' '.join(MORE_SOUNDS),
     things=' '.join(n for n in EMOJI if n not in SMALL_THINGS),
@@ -91,7 +93,8 @@ def family(
 ) -> object: # decorator
     "Register the decorated generator as the family of its name."
     def register(f):
-        FAMILIES[f.__name__.strip('_')] = Family(f.__name__.strip('_'), sense, f, wordings, fact, size, styled, choices, also)
+        name = f.__name__.strip('_')
+        FAMILIES[name] = Family(name, sense, f, wordings, fact, size, styled, choices, also)
         return f
     return register
 
@@ -99,11 +102,12 @@ def family(
 class World:
     "A small made-up world: words, facts, questions, and their splits."
     def __init__(self, size:str='small', seed:int=0):
-        self.size, self.seed, t = size, seed, tables(size)
-        self.tables, self.rng = t, random.Random(seed)
-        self.things, self.names, self.colors, self.verbs, self.numbers = (t[k] for k in 'things names colors verbs numbers'.split())
-        self.shapes, self.motions, self.sounds = t['shapes'], t['motions'], t['sounds']
-        self.spots = [f'{prep} the {place}' for place, preps in (p.split(':') for p in t['places']) for prep in preps.split(',')]
+        self.size, self.seed, self.rng = size, seed, random.Random(seed)
+        self.tables = t = tables(size)
+        self.things, self.names, self.colors, self.verbs = t['things'], t['names'], t['colors'], t['verbs']
+        self.numbers, self.shapes, self.motions, self.sounds = t['numbers'], t['shapes'], t['motions'], t['sounds']
+        places = [p.split(':') for p in t['places']]
+        self.spots = [f'{prep} the {place}' for place, preps in places for prep in preps.split(',')]
         pairs = [p.split('/') for p in t['opposites']]
         self.opposites = {a: b for x, y in pairs for a, b in ((x, y), (y, x))}
         self.animals = [n for n in self.things if KIND[n] == 'animal']
@@ -168,7 +172,8 @@ def sample(self:World,
     caption = f.fact.format(**slots)
     asked = [q for q in (x.format(fact=caption, **slots) for x in f.wordings) if len(q.split()) <= 14]
     media = {k: slots[k] for k in ('image', 'clip', 'sound', 'history') if k in slots}
-    return Sample(family, rng.choice(asked), slots['answer'] + '.', split=split, caption=caption, facts=tuple(facts), **media)
+    return Sample(family, rng.choice(asked), slots['answer'] + '.', split=split, caption=caption, facts=tuple(facts),
+                  **media)
 
 # %% ../../nbs/30_world.ipynb #e4b96f90
 @family('text', 'please say, {fact}', 'say this, {fact}', fact='{who} {verb} {what}.', also='a an the')
@@ -178,6 +183,7 @@ def _say(w, r, styles):
     who, what = who if who in w.names else f'the {who}', an(f'{color} {thing}')
     yield dict(who=who, verb=verb, what=what, answer=f'{who} {verb} {what}')
 
+# %% ../../nbs/30_world.ipynb #482d85a7
 @family('text', '{fact} where is {who}?', 'where is {who}? {fact}', '{fact} please say where {who} is.',
         fact='{full} is {spot}.', also='the')
 def _where(w, r, styles):
@@ -187,9 +193,9 @@ def _where(w, r, styles):
     short, full = (who, who) if who in w.names else (f'the {who}', f'the {color}{who}')
     yield dict(who=short, full=full, spot=spot, answer=spot)
 
-# %% ../../nbs/30_world.ipynb #3279296f
-@family('text', '{fact} what color is the {thing}?', 'what color is the {thing}? {fact}', '{fact} say the color of the {thing}.',
-        fact='{name} {verb} {items}.', also='a an and')
+# %% ../../nbs/30_world.ipynb #81290b27
+@family('text', '{fact} what color is the {thing}?', 'what color is the {thing}? {fact}',
+        '{fact} say the color of the {thing}.', fact='{name} {verb} {items}.', also='a an and')
 def _color(w, r, styles):
     name, verb = r.choice(w.names), r.choice(w.verbs)
     items = list(zip(r.sample(w.colors, 2), r.sample(w.things, 2)))[:r.choice((1, 2))]
@@ -197,7 +203,9 @@ def _color(w, r, styles):
     (color, thing), told = items[0], r.sample(items, len(items))
     yield dict(name=name, verb=verb, thing=thing, items=' and '.join(an(' '.join(i)) for i in told), answer=color)
 
-@family('text', '{fact} who {verb} the {thing}?', 'who {verb} the {thing}? {fact}', fact='{pairs}.', choices=2, also='a an and')
+# %% ../../nbs/30_world.ipynb #bd0a7d25
+@family('text', '{fact} who {verb} the {thing}?', 'who {verb} the {thing}? {fact}', fact='{pairs}.', choices=2,
+        also='a an and')
 def _who(w, r, styles):
     verb, pairs = r.choice(w.verbs), list(zip(r.sample(w.names, 2), r.sample(w.things, 2)))
     yield [(name, verb, thing) for name, thing in pairs]
@@ -207,14 +215,17 @@ def _who(w, r, styles):
 # %% ../../nbs/30_world.ipynb #9e449172
 def _lead(name, word): return f'{name} says {word}. ' if name else ''
 
-@family('text', '{lead}what comes {order} {n}?', '{lead}say what comes {order} {n}.', fact='{answer} comes {order} {n}.', also='says after before')
+@family('text', '{lead}what comes {order} {n}?', '{lead}say what comes {order} {n}.',
+        fact='{answer} comes {order} {n}.', also='says after before')
 def _count(w, r, styles):
     i, name = r.randrange(len(w.numbers) - 1), r.choice([''] + w.names)
     (n, answer), order = r.choice([((i, i+1), 'after'), ((i+1, i), 'before')])
     yield [('count', name, order, n)]
     yield dict(lead=_lead(name, w.numbers[n]), order=order, n=w.numbers[n], answer=w.numbers[answer])
 
-@family('text', '{lead}what is the opposite of {word}?', '{lead}say the opposite of {word}.', fact='the opposite of {word} is {answer}.', also='says')
+# %% ../../nbs/30_world.ipynb #8f046daf
+@family('text', '{lead}what is the opposite of {word}?', '{lead}say the opposite of {word}.',
+        fact='the opposite of {word} is {answer}.', also='says')
 def _opposite(w, r, styles):
     word, name = r.choice(list(w.opposites)), r.choice([''] + w.names)
     yield [('opposite', name, word)]
@@ -256,68 +267,79 @@ def _side(w, r, styles):
                side=('left', 'right')[side], answer=an(pair[side]))
 
 # %% ../../nbs/30_world.ipynb #f24485a0
-@family('image', 'how many do you see?', 'say how many you see.', 'how many?', fact='you see {answer}, {listed}.', styled=True)
+@family('image', 'how many do you see?', 'say how many you see.', 'how many?', fact='you see {answer}, {listed}.',
+        styled=True)
 def _how_many(w, r, styles):
     n, thing = r.randrange(5), r.choice(w.drawn)
     yield [('how_many', n + 1, thing)]
     style, cells = r.choice(styles), r.sample([(x, y) for x in (.19, .5, .81) for y in (.19, .5, .81)], n + 1)
-    items = [dict(thing=thing, style=style, x=_near(r, x-.03, x+.03), y=_near(r, y-.03, y+.03), scale=_near(r, .22, .28))
-             for x, y in cells]
+    items = [dict(thing=thing, style=style, x=_near(r, x-.03, x+.03), y=_near(r, y-.03, y+.03),
+                  scale=_near(r, .22, .28)) for x, y in cells]
     yield dict(image=dict(background=_back(r, r.choice(list(BACKGROUNDS))), items=items), answer=w.numbers[n],
                listed=', '.join([an(thing)]*(n + 1)))
 
-@family('image', 'what color is the {shape}?', 'say the color of the {shape}.', fact='you see {items}.', also='a an and')
+# %% ../../nbs/30_world.ipynb #95b93768
+@family('image', 'what color is the {shape}?', 'say the color of the {shape}.', fact='you see {items}.',
+        also='a an and')
 def _shape_color(w, r, styles):
     back, n = r.choice(list(BACKGROUNDS)), r.choice((1, 2))
     drawn = list(zip(r.sample(w.shapes, n), r.sample(w.colors, n)))
     yield [('shape', shape, color, back) for shape, color in drawn]
     spans = r.sample([(.24, .32), (.68, .76)], 2) if n == 2 else [(.3, .7)]
-    items = [dict(shape=s, color=c, x=_near(r, *x), y=_near(r, .3, .7), scale=_near(r, .28, .42)) for (s, c), x in zip(drawn, spans)]
+    items = [dict(shape=s, color=c, x=_near(r, *x), y=_near(r, .3, .7), scale=_near(r, .28, .42))
+             for (s, c), x in zip(drawn, spans)]
     yield dict(image=dict(background=_back(r, back), items=items), shape=drawn[0][0], answer=drawn[0][1],
                items=' and '.join(an(f'{c} {s}') for s, c in r.sample(drawn, n)))
 
 # %% ../../nbs/30_world.ipynb #db0e751e
 def _does(motion): return f'goes {motion}' if motion in ('left', 'right', 'up', 'down') else motion
 
-@family('clip', 'what happens?', 'what does the {thing} do?', 'say what happens.', fact='{answer}.', also='the goes', styled=True)
+@family('clip', 'what happens?', 'what does the {thing} do?', 'say what happens.', fact='{answer}.',
+        also='the goes', styled=True)
 def _motion(w, r, styles):
     thing, motion = r.choice(w.drawn), r.choice(w.motions)
     yield [('motion', thing, motion)]
     x, y = (_near(r, .44, .56) for _ in 'xy')
-    yield dict(clip=dict(background=_back(r, r.choice(list(BACKGROUNDS))), thing=thing, style=r.choice(styles), motion=motion,
-                         x=x, y=y, scale=_near(r, .32, .44), onset=r.randint(1, 3)), thing=thing, answer=f'the {thing} {_does(motion)}')
+    clip = dict(background=_back(r, r.choice(list(BACKGROUNDS))), thing=thing, style=r.choice(styles), motion=motion,
+                x=x, y=y, scale=_near(r, .32, .44), onset=r.randint(1, 3))
+    yield dict(clip=clip, thing=thing, answer=f'the {thing} {_does(motion)}')
 
-@family('sound', 'what is this sound?', 'what sound is this?', 'say what sound this is.', fact='this is the sound of {answer}.')
+# %% ../../nbs/30_world.ipynb #90dd6301
+@family('sound', 'what is this sound?', 'what sound is this?', 'say what sound this is.',
+        fact='this is the sound of {answer}.')
 def _sound(w, r, styles):
     name, i, j = r.choice(w.sounds), r.randrange(5), r.randrange(5)
     yield [('sound', name, i, j)]
     yield dict(sound=dict(name=name, a=_near(r, i/5, (i+1)/5), b=_near(r, j/5, (j+1)/5), seconds=_near(r, 1., 1.6),
                           gain=_near(r, .3, .9), noise=_near(r, 0, .02), seed=r.randrange(2**31)), answer=an(name))
 
-# %% ../../nbs/30_world.ipynb #0a9df034
-@family('text', 'what does the {animal} say?', '{lead}what does it say?', fact='the {animal} says {answer}.', size='full', also='a an has')
+# %% ../../nbs/30_world.ipynb #97501b66
+@family('text', 'what does the {animal} say?', '{lead}what does it say?', fact='the {animal} says {answer}.',
+        size='full', also='a an has')
 def _animal_sound(w, r, styles):
     (animal, answer), name = r.choice(w.tables['animal_sounds']).split('/'), r.choice([''] + w.names)
-    yield [('animal_sound', name, animal)]
+    yield [('animal_sound', name, animal), (name, 'has', animal)]
     yield dict(animal=animal, lead=f'{name} has {an(animal)}. ' if name else f'you see {an(animal)}. ', answer=answer)
 
+# %% ../../nbs/30_world.ipynb #c8da1e3d
 @family('text', '{second}', fact='{told}', size='full', also='a an and who it where is what color the')
 def _dialogue(w, r, styles):
     name, verb, color, thing, spot = (r.choice(x) for x in (w.names, w.verbs, w.colors, w.things, w.spots))
-    aloud = r.random() < .5
-    yield [(name, verb, color, thing) if aloud else (thing, spot)]
-    if aloud: told, first, second = f'{name} {verb} {an(f"{color} {thing}")}.', (f'what color is the {thing}?', f'{color}.'), (f'and who {verb} it?', name)
-    else: told, first, second = f'the {thing} is {spot}.', (f'where is the {thing}?', f'{spot}.'), (f'and what is {spot}?', f'the {thing}')
-    yield dict(told=told, history=((f'{told} {first[0]}', first[1]),), second=second[0], answer=second[1])
+    owned = r.random() < .5  # or placed
+    yield [(name, verb, color, thing) if owned else (thing, spot)]
+    told = f'{name} {verb} {an(f"{color} {thing}")}.' if owned else f'the {thing} is {spot}.'
+    first = (f'what color is the {thing}?', f'{color}.') if owned else (f'where is the {thing}?', f'{spot}.')
+    second, answer = (f'and who {verb} it?', name) if owned else (f'and what is {spot}?', f'the {thing}')
+    yield dict(told=told, history=((f'{told} {first[0]}', first[1]),), second=second, answer=answer)
 
 # %% ../../nbs/30_world.ipynb #5c41f8e6
 @family('text', '{fact} {ask}', fact='{told}', size='full', also='a an has is now takes it where who the')
 def _story(w, r, styles):
     (name, other), thing, spot = r.sample(w.names, 2), r.choice(w.things), r.choice(w.spots)
     moved = r.random() < .5
-    yield [('story', name, thing, other if moved else spot)]
-    if moved: told, ask, answer = f'{name} has {an(thing)}. now {other} takes it.', f'who has the {thing}?', other
-    else: told, ask, answer = f'{name} has {an(thing)}. {name} is {spot}.', f'where is the {thing}?', spot
+    yield [('story', name, thing, other if moved else spot), (name, 'has', thing), (name, spot)][:2 if moved else 3]
+    told = f'{name} has {an(thing)}. ' + (f'now {other} takes it.' if moved else f'{name} is {spot}.')
+    ask, answer = (f'who has the {thing}?', other) if moved else (f'where is the {thing}?', spot)
     yield dict(told=told, ask=ask, answer=answer)
 
 # %% ../../nbs/30_world.ipynb #fdab7415
@@ -328,8 +350,8 @@ def words(self:World) -> set[str]:
     "All words that can occur in a question, an answer or a caption."
     own = [FAMILIES[f] for f in self.families]
     templates = ' '.join(t for f in own for t in (*f.wordings, f.fact, f.also))
-    text = re.sub(r'\{\w+\}', ' ', templates) + ' ' + ' '.join(x for k, v in self.tables.items() for x in v) + ' '.join(['', *self.kinds])
-    return _spell(text)
+    listed = ' '.join([*itertools.chain(*self.tables.values()), *self.kinds])
+    return _spell(re.sub(r'\{\w+\}', ' ', templates) + ' ' + listed)
 
 # %% ../../nbs/30_world.ipynb #f1e69cb8
 @patch
@@ -343,7 +365,9 @@ def corpus(self:World,
         shown = [s.caption] if FAMILIES[s.family].sense != 'text' else []
         if kind < .6: yield ' '.join(shown + [t for turn in s.history for t in turn] + [s.question, s.answer])
         elif kind < .8: yield s.caption
-        else: yield ' '.join(self.sample(rng.choice(self.families), 'train', rng).caption for _ in range(rng.randint(2, 4)))
+        else:
+            told = rng.choices(self.families, k=rng.randint(2, 4))
+            yield ' '.join(self.sample(f, 'train', rng).caption for f in told)
 
 # %% ../../nbs/30_world.ipynb #9231ae6c
 @patch
@@ -355,7 +379,8 @@ def chance(self:World,
     f, rng = self._family(family, 'train'), random.Random(0)
     train, test = ([self.sample(family, split, rng) for _ in range(n)] for split in ('train', 'test'))
     best = Counter(s.answer for s in train).most_common(1)[0][0]
-    guesses = [sum(s.answer == best for s in test)/n, 1/len({s.answer for s in train}), 1/f.choices if f.choices else 0.]
+    guesses = [sum(s.answer == best for s in test)/n, 1/len({s.answer for s in train})]
+    if f.choices: guesses.append(1/f.choices)
     if f.sense != 'text':
         options = defaultdict(set)
         for s in train + test: options[s.question].add(s.answer)

@@ -14,7 +14,7 @@ from ..text import EOS, SYS, USER, ASSISTANT, ALOUD
 from ..audio.mel import load_sound, EAR_RATE, VOICE_RATE
 from ..vision.image import patchify, load_image
 from ..vision.video import sample_frames
-from ..data.interleave import Row, RowBuilder
+from .rows import Row, RowBuilder
 
 # %% ../../nbs/23_processor.ipynb #72fd1e52
 def read_sound(

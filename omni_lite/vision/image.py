@@ -16,19 +16,31 @@ from torch import Tensor
 from PIL import Image, ImageOps
 from einops import rearrange
 
+# %% ../../nbs/10_image.ipynb #7ae0d7d0
+def _deep_grey(im): # 16-bit, 32-bit or floating grey -> 8-bit grey
+    a = np.asarray(im).astype(np.float32)
+    scale = 1/257 if im.mode != 'F' else 255. if a.max() <= 1 else 1.  # 16-bit range, unit range, byte range
+    return Image.fromarray(np.nan_to_num(a * scale).clip(0, 255).round().astype(np.uint8))
+
 # %% ../../nbs/10_image.ipynb #0d7054d2
 def to_rgb(
     im:Image.Image, # any mode
 ) -> Image.Image: # RGB, transparency laid on white
     "A Pillow image of any mode as opaque RGB."
-    if im.mode.startswith('I') or im.mode == 'F':
-        a = np.asarray(im).astype(np.float32)
-        scale = 1/257 if im.mode != 'F' else 255. if a.max() <= 1 else 1.  # 16-bit range, unit range, byte range
-        im = Image.fromarray(np.nan_to_num(a * scale).clip(0, 255).round().astype(np.uint8))
+    if im.mode.startswith('I') or im.mode == 'F': im = _deep_grey(im)
     if 'A' in im.getbands() or 'transparency' in im.info:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert('RGB')
+
+# %% ../../nbs/10_image.ipynb #9de0c0f5
+def _open_picture(src, name): # path, bytes or PIL image -> PIL image, header read only
+    if isinstance(src, Image.Image): return src
+    try: return Image.open(io.BytesIO(src) if isinstance(src, bytes) else src)
+    except Image.DecompressionBombError as e:
+        raise ValueError(f'the picture {name} is too large to decode safely: scale it down first') from e
+    except Exception as e:
+        raise ValueError(f'the picture {name} is empty, broken or of an unknown kind: save it as PNG or JPEG') from e
 
 # %% ../../nbs/10_image.ipynb #f8f1081a
 MAX_DECODE = 100_000_000  # pixels; larger pictures are refused before they are decoded
@@ -37,18 +49,12 @@ def load_image(
     src:str|Path|bytes|Image.Image, # file, its bytes, or an open image
 ) -> Image.Image: # RGB, upright, first frame of an animation
     "Any picture as upright opaque RGB."
-    if isinstance(src, (str, Path)) and not Path(src).is_file():
-        raise ValueError(f'there is no picture file at {src}: check the path')
     name = src if isinstance(src, (str, Path)) else 'given'
-    try: im = Image.open(io.BytesIO(src) if isinstance(src, bytes) else src) if not isinstance(src, Image.Image) else src
-    except Image.DecompressionBombError as e:
-        raise ValueError(f'the picture {name} is too large to decode safely: scale it down first') from e
-    except Exception as e:
-        raise ValueError(f'the picture {name} is empty, broken or of an unknown kind: save it as PNG or JPEG') from e
-    if im.width * im.height > MAX_DECODE:
-        raise ValueError(f'the picture {name} has {im.width}x{im.height} pixels, too many to decode: scale it down first')
-    if im.width * im.height <= 256:
-        raise ValueError(f'the picture {name} has only {im.width}x{im.height} pixels: give one of more than 256 in all')
+    if name is src and not Path(src).is_file(): raise ValueError(f'there is no picture file at {src}: check the path')
+    im = _open_picture(src, name)
+    size, area = f'{im.width}x{im.height}', im.width * im.height
+    if area > MAX_DECODE: raise ValueError(f'the picture {name} has {size} pixels, too many: scale it down first')
+    if area <= 256: raise ValueError(f'the picture {name} has only {size} pixels: give more than 256 in all')
     try: return to_rgb(ImageOps.exif_transpose(im))
     except Exception as e:
         raise ValueError(f'the picture {name} is cut short or damaged: save or download it again') from e
@@ -57,6 +63,7 @@ def load_image(
 IMAGE_PIXELS = (56*56, 4096*28*28)  # floor and ceiling of a picture's area (reference section 1.1)
 FRAME_PIXELS = (56*56, 768*28*28)   # of a video frame's
 
+# %% ../../nbs/10_image.ipynb #06c294a6
 def smart_size(
     height:int, # H in pixels
     width:int, # W in pixels
@@ -65,13 +72,16 @@ def smart_size(
     factor:int=28, # both new sides are multiples of it: patch * merge
 ) -> tuple[int,int]: # new (H, W)
     "The size nearest to the picture's own whose sides divide by `factor` and whose area keeps the budget."
-    if min(height, width) < 1: raise ValueError(f'a picture of {height}x{width} pixels is empty: both sides need 1 or more')
+    if min(height, width) < 1: raise ValueError(f'a picture of {height}x{width} pixels is empty: give one or more')
     if max(height, width) > 200 * min(height, width):
         raise ValueError(f'a picture of {height}x{width} pixels is over 200 times longer than wide: cut it into pieces')
-    area, grid = height * width, lambda s, f: [f(n * s / factor) * factor for n in (height, width)]
-    h, w = grid(1, round)
-    if h * w > max_pixels: h, w = (max(factor, n) for n in grid(1 / math.sqrt(area / max_pixels), math.floor))
-    elif h * w < min_pixels: h, w = grid(math.sqrt(min_pixels / area), math.ceil)
+    h, w = (round(n / factor) * factor for n in (height, width))
+    if h * w > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        h, w = (max(factor, math.floor(n / shrink / factor) * factor) for n in (height, width))
+    elif h * w < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        h, w = (math.ceil(n * grow / factor) * factor for n in (height, width))
     return h, w
 
 # %% ../../nbs/10_image.ipynb #e5c694ad
@@ -82,6 +92,7 @@ class Patches(NamedTuple):
     values:Tensor # (N, P) normalised, P = 3 * temporal * patch * patch
     grid:tuple[int,int,int] # (t, h, w) patches, N = t * h * w
 
+# %% ../../nbs/10_image.ipynb #9bc73cbe
 def cut_patches(
     x:Tensor, # (3, H, W) normalised picture
     patch:int=14, # side of a patch in pixels

@@ -39,9 +39,10 @@ def token_counts(
     "How many positions of the language model each picture takes."
     return [t * h * w // merge**2 for t, h, w in grids]
 
-# %% ../../nbs/12_projector.ipynb #ee06fbd8
+# %% ../../nbs/12_projector.ipynb #4d34901d
 BRIDGE_PREFIXES = ('model.visual_bridge_model.', 'model.visual.merger.', 'visual.merger.', 'merger.')
 
+# %% ../../nbs/12_projector.ipynb #5ade79d8
 def load_bridge(
     model:Projector, # of the same sizes
     state_dict:dict[str,Tensor], # Baichuan's or Qwen2-VL's names
@@ -52,6 +53,7 @@ def load_bridge(
         raise ValueError(f'the weights do not fit this Projector: check both widths and the merge size ({e})') from e
     return model
 
+# %% ../../nbs/12_projector.ipynb #bb3ec2b1
 def bridge_state(
     model:Projector, # any
     prefix:str='model.visual_bridge_model.', # of the released checkpoint
