@@ -62,13 +62,14 @@ class Voice:
         "Sound of the new codes."
         self.codes += list(codes)
         new = len(self.codes) * self.m.cfg.audio.ratio - self.done
-        mel = torch.zeros(1, 0, self.m.cfg.audio.voice_mels)
+        mel = torch.zeros(1, self.m.cfg.audio.voice_mels, 0)
         if new:
             d = self.m.tokenizer.decode(torch.stack(self.codes)[None])
-            mel = (d.hidden if self.flow else d.mel)[:, self.done:]
+            mel = self.flow.push(d.hidden[:, self.done:]) if self.flow else d.mel[:, self.done:].transpose(1, 2)
             self.done += new
-        if self.flow: mel = self.flow.push(mel if new else None, final)
-        return self.vocoder.push(mel, final)[0].numpy()
+        if final and self.flow and self.codes: mel = torch.cat([mel, self.flow.finish()], 2)
+        out = [self.vocoder.push(mel)] + ([self.vocoder.finish()] if final else [])  # (1, samples) each
+        return torch.cat(out, -1).flatten().numpy()
 
 # %% ../../nbs/24_generate.ipynb #93b630aa
 class _Session:  # cache, next state, clocks

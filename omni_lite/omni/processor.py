@@ -46,9 +46,9 @@ class OmniProcessor:
     ): # OmniProcessor
         "The processor of a saved model."
         import json
-        from transformers import AutoTokenizer
+        from transformers import PreTrainedTokenizerFast
         cfg = json.loads((Path(folder)/'config.json').read_text()); cfg.pop('model_type', None)
-        return cls(AutoTokenizer.from_pretrained(folder), NanoConfig.from_dict(cfg))
+        return cls(PreTrainedTokenizerFast.from_pretrained(folder), NanoConfig.from_dict(cfg))
 
     def picture(self, image, frame=False) -> tuple: # (patches (n, P), grid)
         "Patches of a picture within the rung's budget."

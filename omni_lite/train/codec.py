@@ -61,7 +61,7 @@ def _next(self:SoundBatches) -> dict: # arrays (B, n, ...), lengths (B,) tokens,
     n = torch.tensor([min(self.longest, h) for h in have])
     for k in self.arrays:
         per = len(items[0][k]) // have[0]
-        first = torch.from_numpy(np.asarray(items[0][k][:1]))
+        first = torch.from_numpy(np.array(items[0][k][:1]))
         fill = 255 if k == 'phone' else 0
         t = torch.full((len(items), int(n.max())*per, *first.shape[1:]), fill, dtype=torch.uint8 if k == 'phone' else torch.float32)
         for j, it in enumerate(items):
@@ -162,7 +162,7 @@ class FlowObjective(nn.Module):
             z = tok.rvq.encode(tok.latents(batch['mel16'].transpose(1, 2), n))
             k = tok.rvq.n_q if torch.rand(()) < .75 else int(torch.randint(1, tok.rvq.n_q, ()))
             hidden = tok.decoder(tok.rvq.decode(z[..., :k])).hidden
-        out = self.flow.loss(hidden, batch['mel24'], length_mask(n * tok.cfg.ratio, hidden.shape[1]))
+        out = self.flow.loss(hidden, batch['mel24'].transpose(1, 2), length_mask(n * tok.cfg.ratio, hidden.shape[1]))
         return out | dict(loss=out['prior'] + out['flow'])
 
 # %% ../../nbs/07_codec.ipynb #665b726e
@@ -193,4 +193,4 @@ def set_statistics(
     idx = range(0, len(store), max(1, len(store)//n))
     x = torch.cat([torch.from_numpy(np.array(store[i]['mel24'], np.float32)) for i in idx])
     tok.mel_mean.fill_(x.mean()); tok.mel_std.fill_(x.std())
-    flow.mel_mean.copy_(x.mean().expand_as(flow.mel_mean)); flow.mel_std.copy_(x.std().expand_as(flow.mel_std))
+    flow.set_stats(x.T)

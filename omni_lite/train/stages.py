@@ -21,27 +21,27 @@ class Stage:
     share:float = 0. # of the time budget
     about:str = ''
 
-# %% ../../nbs/35_stages.ipynb #d7b93fb9
+# %% ../../nbs/35_stages.ipynb #840ed8d4
 LANG = dict(llm=3e-3)
 NANO = [
-    Stage('lang', 'lm', LANG, dict(corpus=.4, text=.6), .12, 'language pretraining: what a pretrained LLM is to the paper'),
-    Stage('tokenizer', 'tokenizer', dict(tokenizer=2e-3), {}, .27, 'codec: mel, phones and, through the frozen LLM, the transcript'),
-    Stage('flow', 'flow', dict(flow=2e-3), {}, .04, 'flow-matching decoder on frozen codes'),
-    Stage('vocoder', 'vocoder', dict(vocoder=2e-3), {}, .11, 'mel to wave'),
+    Stage('lang', 'lm', LANG, dict(corpus=.4, text=.6), .10, 'language pretraining: what a pretrained LLM is to the paper'),
+    Stage('tokenizer', 'tokenizer', dict(tokenizer=2e-3), {}, .26, 'codec: mel, phones and, through the frozen LLM, the transcript'),
+    Stage('flow', 'flow', dict(flow=2e-3), {}, .05, 'flow-matching decoder on frozen codes'),
+    Stage('vocoder', 'vocoder', dict(vocoder=2e-3), {}, .10, 'mel to wave'),
     Stage('eye', 'eye', dict(eye=2e-3, bridge=2e-3), dict(caption=.7, clip=.3), .05, 'eye pretraining: which words describe the picture'),
-    Stage('1.1', 'lm', dict(bridge=2e-3), dict(picture=.6, caption=.2, clip=.2), .02, 'image-text alignment: projector only'),
-    Stage('1.2', 'lm', dict(llm=1e-3, bridge=1e-3, eye=5e-4), dict(picture=.35, caption=.05, clip=.2, text=.3, corpus=.1), .07,
+    Stage('1.1', 'lm', dict(bridge=2e-3), dict(picture=.6, caption=.2, clip=.2), .01, 'image-text alignment: projector only'),
+    Stage('1.2', 'lm', dict(llm=1e-3, bridge=1e-3, eye=5e-4), dict(picture=.35, caption=.05, clip=.2, text=.3, corpus=.1), .06,
           'image-text pretraining with 40 % text'),
-    Stage('2.1', 'lm', dict(audio_embed=3e-3, head=3e-3), dict(hear=.3, say=.4, spoken=.1, sound=.05, itts=.1, intlv=.05), .05,
+    Stage('2.1', 'lm', dict(audio_embed=3e-3, head=3e-3), dict(hear=.3, say=.4, spoken=.1, sound=.05, itts=.1, intlv=.05), .04,
           'audio alignment: embeddings and head, LLM frozen'),
     Stage('2.2', 'lm', dict(llm=2e-3, bridge=5e-4, audio_embed=2e-3, head=2e-3),
-          dict(hear=.07, say=.07, spoken=.06, picture=.25, clip=.15, text=.3, corpus=.1), .04, 'image-audio-text at 0.2 : 0.4 : 0.4'),
+          dict(hear=.07, say=.07, spoken=.06, picture=.25, clip=.15, text=.3, corpus=.1), .05, 'image-audio-text at 0.2 : 0.4 : 0.4'),
     Stage('3', 'lm', dict(llm=2e-3, bridge=5e-4, audio_embed=2e-3, head=2e-3),
-          dict(hear=.2, say=.28, spoken=.12, answer_aloud=.12, sound=.05, picture=.07, clip=.06, spoken_picture=.05, text=.05), .15, 'omni with video'),
+          dict(hear=.2, say=.28, spoken=.12, answer_aloud=.12, sound=.05, picture=.07, clip=.06, spoken_picture=.05, text=.05), .18, 'omni with video'),
     Stage('4.1', 'lm', dict(llm=1e-3, bridge=5e-4, audio_embed=1e-3, eye=2e-4),
-          dict(spoken=.4, spoken_picture=.12, spoken_clip=.06, sound=.1, picture=.1, clip=.1, text=.12), .05, 'understanding SFT'),
+          dict(spoken=.4, spoken_picture=.12, spoken_clip=.06, sound=.1, picture=.1, clip=.1, text=.12), .06, 'understanding SFT'),
     Stage('4.2', 'lm', dict(head=1e-3, audio_embed=5e-4),
-          dict(answer_aloud=.45, spoken_aloud=.25, picture_aloud=.08, spoken_picture_aloud=.08, clip_aloud=.06, sound_aloud=.08), .03, 'speech SFT: head and embeddings'),
+          dict(answer_aloud=.45, spoken_aloud=.25, picture_aloud=.08, spoken_picture_aloud=.08, clip_aloud=.06, sound_aloud=.08), .04, 'speech SFT: head and embeddings'),
 ]
 
 # %% ../../nbs/35_stages.ipynb #bdb1463d
