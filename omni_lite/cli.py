@@ -224,13 +224,13 @@ def inspect(files:Annotated[list[Path], typer.Argument(help='pictures, sounds, c
     "Say what the model would make of each file: its kind, length, and number of tokens."
     for f in files:
         if not f.is_file(): raise FileNotFoundError(f'{f} does not exist.')
-    from omni_lite.omni.processor import inspect_command
+    from omni_lite.plan import inspect_command
     inspect_command(files=files, model=model)
 
 @app.command()
 def plan(preset:Annotated[str, typer.Argument(help='nano, lite or 7b')]='nano'):
     "Say how many parameters each part of a preset has and what memory it needs."
-    from omni_lite.train.scale import plan_command
+    from omni_lite.plan import plan_command
     plan_command(preset=preset)
 
 @app.command()

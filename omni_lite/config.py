@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['AudioConfig', 'FlowConfig', 'VocoderConfig', 'VisionConfig', 'LLMConfig', 'HeadConfig', 'NanoConfig', 'preset']
 
-# %% ../nbs/00a_config.ipynb #d584bfde
-from dataclasses import dataclass, field, asdict, replace
+# %% ../nbs/00a_config.ipynb #c137ceaa
+from dataclasses import dataclass, field, fields, asdict, replace
 import math
+from fastcore.basics import patch
 
 # %% ../nbs/00a_config.ipynb #546fb612
 @dataclass(frozen=True)
@@ -15,82 +16,77 @@ class AudioConfig:
     "Sizes of the ear, the quantiser and the mel decoder; defaults are nano's."
     n_mels:int = 80 # ear's mel bins
     dim:int = 192 # width of encoder and decoder at 50 Hz
-    encoder_layers:int = 3
-    decoder_layers:int = 3
-    num_heads:int = 4
-    ffn_dim:int = 768
+    encoder_layers:int = 3; decoder_layers:int = 3 # transformer blocks
+    num_heads:int = 4; ffn_dim:int = 768 # of encoder and decoder
     window:int = 0 # encoder looks at most so many 50 Hz frames away; 0 = whole clip
     ratio:int = 4 # 50 Hz frames per token
     codebook_sizes:tuple = (512,) + (256,)*7 # entries per level
     voice_mels:int = 80 # bins of the voice's mel
     num_phones:int = 64 # classes of the aligned transcript head; 0 = none
-    @property
-    def code_dim(self): return self.dim * self.ratio
-    @property
-    def bits_per_second(self): return 12.5 * sum(math.log2(n) for n in self.codebook_sizes)
+
+# %% ../nbs/00a_config.ipynb #1e72b15d
+@patch(as_prop=True)
+def code_dim(self:AudioConfig) -> int: # C = ratio * D
+    "Width of a code vector."
+    return self.dim * self.ratio
+
+@patch(as_prop=True)
+def bits_per_second(self:AudioConfig) -> float: # of all levels at 12.5 frames a second
+    "Bit rate of the codes when every entry is equally likely."
+    return 12.5 * sum(math.log2(n) for n in self.codebook_sizes)
 
 # %% ../nbs/00a_config.ipynb #2e00326c
 @dataclass(frozen=True)
 class FlowConfig:
     "Sizes of the flow-matching decoder; defaults are nano's."
-    prenet_dim:int = 160
-    prenet_layers:int = 2
-    channels:int = 96
-    mid_blocks:int = 2
-    num_heads:int = 4
-    attn_per_block:int = 1
+    prenet_dim:int = 160; prenet_layers:int = 2 # width and blocks of the prenet
+    channels:int = 96; mid_blocks:int = 2 # width and middle blocks of the U-Net
+    num_heads:int = 4; attn_per_block:int = 1 # attention of both; transformer blocks per U-Net block
     chunk:int = 20 # 50 Hz frames that see each other; the reference has 100 (2 s)
     steps:int = 4 # Euler steps at inference; the reference has 10
-    guidance:float = 0.7
+    guidance:float = 0.7 # classifier-free guidance; 0 = none
 
+# %% ../nbs/00a_config.ipynb #e9b95af0
 @dataclass(frozen=True)
 class VocoderConfig:
     "Sizes of the vocoder; defaults are nano's."
-    channels:int = 128
+    channels:int = 128 # inner width
 
 # %% ../nbs/00a_config.ipynb #4fa03022
 @dataclass(frozen=True)
 class VisionConfig:
     "Sizes of the NaViT eye; defaults are nano's."
-    dim:int = 128
-    depth:int = 4
-    num_heads:int = 4
-    ffn_dim:int = 384
+    dim:int = 128; depth:int = 4 # width and number of blocks
+    num_heads:int = 4; ffn_dim:int = 384 # of each block
     patch:int = 14 # pixels a side
     temporal:int = 1 # frames per patch; the reference duplicates each frame to 2
     merge:int = 2 # patches a side that become one token
-    min_pixels:int = 56*56
-    max_pixels:int = 112*112 # per image
-    max_frame_pixels:int = 56*56 # per video frame
-    max_frames:int = 8 # the reference takes 32
+    min_pixels:int = 56*56; max_pixels:int = 112*112 # budget of an image
+    max_frame_pixels:int = 56*56; max_frames:int = 8 # budget of a clip; the reference takes 32 frames
 
 # %% ../nbs/00a_config.ipynb #886af72d
 @dataclass(frozen=True)
 class LLMConfig:
     "Sizes of the causal language model (a transformers Qwen2 built from config); defaults are nano's."
-    vocab_size:int = 512
-    dim:int = 256
-    layers:int = 4
-    num_heads:int = 4
-    kv_heads:int = 4
-    ffn_dim:int = 768
-    max_positions:int = 2048
-    rope_theta:float = 10000.
+    vocab_size:int = 512; dim:int = 256 # rows and width of the embedding
+    layers:int = 4; num_heads:int = 4 # blocks and query heads
+    kv_heads:int = 4; ffn_dim:int = 768 # key-value heads; inner width
+    max_positions:int = 2048; rope_theta:float = 10000. # of the rotary embedding
     tie:bool = False # share input and output embeddings
 
+# %% ../nbs/00a_config.ipynb #0df9421b
 @dataclass(frozen=True)
 class HeadConfig:
     "Sizes of the depth transformer; defaults are nano's."
     dim:int = 128 # the reference keeps the LLM's width; nano narrows it
-    layers:int = 3
-    num_heads:int = 4
+    layers:int = 3; num_heads:int = 4 # blocks and heads
     ffn_dim:int = 256 # per position: every level has its own feed-forward weights
 
-# %% ../nbs/00a_config.ipynb #71601112
+# %% ../nbs/00a_config.ipynb #0065383d
 @dataclass(frozen=True)
 class NanoConfig:
     "All parts of one rung."
-    name:str = 'nano'
+    name:str = 'nano' # of the rung
     audio:AudioConfig = field(default_factory=AudioConfig)
     flow:FlowConfig = field(default_factory=FlowConfig)
     vocoder:VocoderConfig = field(default_factory=VocoderConfig)
@@ -98,37 +94,47 @@ class NanoConfig:
     llm:LLMConfig = field(default_factory=LLMConfig)
     head:HeadConfig = field(default_factory=HeadConfig)
 
-    def to_dict(self) -> dict: # nested plain values, for JSON
-        "Nested dict of plain values."
-        return asdict(self)
+# %% ../nbs/00a_config.ipynb #f1176a02
+@patch
+def to_dict(self:NanoConfig) -> dict: # nested plain values, for JSON
+    "Nested dict of plain values."
+    return asdict(self)
 
-    @classmethod
-    def from_dict(cls,
-        d:dict, # what `to_dict` gave, possibly through JSON
-    ): # NanoConfig
-        "The config that `to_dict` described."
-        parts = dict(audio=AudioConfig, flow=FlowConfig, vocoder=VocoderConfig, vision=VisionConfig,
-                     llm=LLMConfig, head=HeadConfig)
-        untuple = lambda v: tuple(v) if isinstance(v, list) else v
-        return cls(name=d['name'], **{k: c(**{a: untuple(v) for a, v in d[k].items()}) for k, c in parts.items()})
+# %% ../nbs/00a_config.ipynb #a985909e
+@patch(cls_method=True)
+def from_dict(cls:NanoConfig,
+    d:dict, # what `to_dict` gave, possibly through JSON
+) -> NanoConfig:
+    "The config that `to_dict` described."
+    parts = {f.name: f.default_factory for f in fields(cls) if f.name != 'name'}
+    untuple = lambda v: tuple(v) if isinstance(v, list) else v
+    return cls(name=d['name'], **{k: c(**{a: untuple(v) for a, v in d[k].items()}) for k, c in parts.items()})
+
+# %% ../nbs/00a_config.ipynb #f40cf1bd
+def _tiny() -> NanoConfig:
+    audio = AudioConfig(80, 32, 1, 1, 2, 64, codebook_sizes=(16,)*8)
+    return NanoConfig('tiny', audio, FlowConfig(32, 1, 16, 1, 2), VocoderConfig(32), VisionConfig(32, 1, 2, 64),
+                      LLMConfig(512, 32, 2, 2, 2, 64), HeadConfig(32, 1, 2, 32))
+
+# %% ../nbs/00a_config.ipynb #7f610d3b
+def _lite() -> NanoConfig:
+    audio = AudioConfig(80, 384, 4, 4, 6, 1536, codebook_sizes=(1024, 512) + (256,)*6)
+    return NanoConfig('lite', audio, FlowConfig(256, 4, 192, 4, 8), VocoderConfig(256),
+                      VisionConfig(384, 8, 6, 1536, temporal=2), LLMConfig(49152, 576, 30, 9, 3, 1536, 8192, 1e5),
+                      HeadConfig(576, 3, 9, 1152))
+
+# %% ../nbs/00a_config.ipynb #04e391e3
+def _7b() -> NanoConfig:
+    audio = AudioConfig(128, 1280, 32, 8, 20, 5120, codebook_sizes=(8192, 4096, 2048) + (1024,)*5)
+    eye = VisionConfig(1280, 32, 16, 5120, temporal=2, max_pixels=3211264, max_frame_pixels=602112, max_frames=32)
+    return NanoConfig('7b', audio, FlowConfig(512, 12, 256, 12, 8, 4, 100, 10), VocoderConfig(512), eye,
+                      LLMConfig(152064, 3584, 28, 28, 4, 18944, 32768, 1e6, False), HeadConfig(3584, 3, 28, 7168))
 
 # %% ../nbs/00a_config.ipynb #1c4cf2e9
 def preset(
     name:str='nano', # 'tiny', 'nano', 'lite' or '7b'
 ) -> NanoConfig:
     "The config of one rung."
-    if name == 'nano': return NanoConfig()
-    if name == 'tiny':
-        return NanoConfig('tiny', AudioConfig(80, 32, 1, 1, 2, 64, codebook_sizes=(16,)*8), FlowConfig(32, 1, 16, 1, 2),
-                          VocoderConfig(32), VisionConfig(32, 1, 2, 64), LLMConfig(512, 32, 2, 2, 2, 64),
-                          HeadConfig(32, 1, 2, 32))
-    if name == 'lite':
-        return NanoConfig('lite', AudioConfig(80, 384, 4, 4, 6, 1536, codebook_sizes=(1024, 512) + (256,)*6),
-                          FlowConfig(256, 4, 192, 4, 8), VocoderConfig(256), VisionConfig(384, 8, 6, 1536, temporal=2),
-                          LLMConfig(49152, 576, 30, 9, 3, 1536, 8192, 1e5), HeadConfig(576, 3, 9, 1152))
-    if name == '7b':
-        return NanoConfig('7b', AudioConfig(128, 1280, 32, 8, 20, 5120, codebook_sizes=(8192, 4096, 2048) + (1024,)*5),
-                          FlowConfig(512, 12, 256, 12, 8, 4, 100, 10), VocoderConfig(512),
-                          VisionConfig(1280, 32, 16, 5120, temporal=2, max_pixels=3211264, max_frame_pixels=602112, max_frames=32),
-                          LLMConfig(152064, 3584, 28, 28, 4, 18944, 32768, 1e6, False), HeadConfig(3584, 3, 28, 7168))
-    raise ValueError(f"no preset '{name}': choose tiny, nano, lite or 7b")
+    rungs = {'tiny': _tiny, 'nano': NanoConfig, 'lite': _lite, '7b': _7b}
+    if name not in rungs: raise ValueError(f"no preset '{name}': choose tiny, nano, lite or 7b")
+    return rungs[name]()

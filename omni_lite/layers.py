@@ -12,6 +12,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 from einops import rearrange
+from fastcore.basics import patch
 
 # %% ../nbs/00b_layers.ipynb #0686a46b
 def attention_mask(
@@ -43,21 +44,19 @@ def rope_angles(
     freqs = theta ** (-torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
     return positions[..., None].float() * freqs
 
-# %% ../nbs/00b_layers.ipynb #93f86c40
+# %% ../nbs/00b_layers.ipynb #d2a836af
 def rotate(
-    x:Tensor, # (B, H, T, K) queries or keys
-    angles:Tensor, # (T, K/2) or (B, T, K/2)
+    x:Tensor, angles:Tensor, # (B, H, T, K) queries or keys; (T, K/2) or (B, T, K/2)
 ) -> Tensor: # (B, H, T, K)
     "Turn each pair (i, i + K/2) by its angle: the half-rotation layout of Llama, Qwen2 and Qwen2-VL."
-    if angles.ndim == 3: angles = angles[:, None]
+    angles = angles[:, None] if angles.ndim == 3 else angles
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b = x.chunk(2, -1)
     return torch.cat([a*cos - b*sin, b*cos + a*sin], -1)
 
-# %% ../nbs/00b_layers.ipynb #e53aade4
+# %% ../nbs/00b_layers.ipynb #3a1e5432
 def sinusoids(
-    length:int, # number of positions
-    dim:int, # width, even
+    length:int, dim:int, # number of positions; width, even
     max_timescale:float=10000., # wavelength of the slowest channel
 ) -> Tensor: # (length, dim)
     "Whisper's fixed position table: sines in the first half of the channels, cosines in the second."
@@ -83,15 +82,22 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(dim, inner, k_bias)
         self.out_proj = nn.Linear(inner, dim, bias if out_bias is None else out_bias)
 
-    def forward(self, x, mask=None, angles=None, cache=None):
-        q, k, v = (rearrange(p(x), 'b t (h k) -> b h t k', h=self.num_heads)
-                   for p in (self.q_proj, self.k_proj, self.v_proj))  # (B, H, T, K)
-        if angles is not None: q, k = rotate(q, angles), rotate(k, angles)
-        if cache is not None:
-            if id(self) in cache: k, v = (torch.cat(p, 2) for p in zip(cache[id(self)], (k, v)))
-            cache[id(self)] = (k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(rearrange(y, 'b h t k -> b t (h k)'))
+# %% ../nbs/00b_layers.ipynb #ad2a6f32
+@patch
+def forward(self:Attention,
+    x:Tensor, mask:Tensor|None=None, # (B, T, D); (B, 1, T, S) bool, True = may look
+    angles:Tensor|None=None, # (T, K/2) or (B, T, K/2), see `rope_angles`
+    cache:dict|None=None, # keys and values of the past, changed in place
+) -> Tensor: # (B, T, D)
+    "Attend, over the past in the cache as well."
+    q, k, v = (rearrange(p(x), 'b t (h k) -> b h t k', h=self.num_heads)
+               for p in (self.q_proj, self.k_proj, self.v_proj))  # (B, H, T, K)
+    if angles is not None: q, k = rotate(q, angles), rotate(k, angles)
+    if cache is not None:
+        if id(self) in cache: k, v = (torch.cat(p, 2) for p in zip(cache[id(self)], (k, v)))
+        cache[id(self)] = (k, v)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return self.out_proj(rearrange(y, 'b h t k -> b t (h k)'))
 
 # %% ../nbs/00b_layers.ipynb #b048a81a
 def quick_gelu(
@@ -103,26 +109,22 @@ def quick_gelu(
 ACTIVATIONS = dict(gelu=F.gelu, quick_gelu=quick_gelu, silu=F.silu)
 NORMS = dict(layer=nn.LayerNorm, rms=nn.RMSNorm)
 
-# %% ../nbs/00b_layers.ipynb #163d6dca
+# %% ../nbs/00b_layers.ipynb #1a7955b9
 class FFN(nn.Module):
     "Two linear layers with an activation between."
-    def __init__(self,
-        dim:int, # D
-        hidden:int, # inner width
-        act:str='gelu', # a key of ACTIVATIONS
-    ):
+    def __init__(self, dim:int, hidden:int, act:str='gelu'): # D, inner width, a key of ACTIVATIONS
         super().__init__()
         self.fc1, self.fc2, self.act = nn.Linear(dim, hidden), nn.Linear(hidden, dim), ACTIVATIONS[act]
 
-    def forward(self, x): return self.fc2(self.act(self.fc1(x)))
+    def forward(self, x:Tensor) -> Tensor: # (B, T, D) both
+        "Apply to every position alone."
+        return self.fc2(self.act(self.fc1(x)))
 
 # %% ../nbs/00b_layers.ipynb #d5c78e6a
 class Block(nn.Module):
     "Pre-norm transformer block: x + attention(norm(x)), then x + ffn(norm(x))."
     def __init__(self,
-        dim:int, # D
-        num_heads:int, # H
-        ffn_dim:int, # inner width of the feed-forward network
+        dim:int, num_heads:int, ffn_dim:int, # D, H, inner width of the feed-forward network
         norm:str='layer', # 'layer' or 'rms'
         act:str='gelu', # a key of ACTIVATIONS
         eps:float=1e-5, # of the norms
@@ -134,20 +136,23 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads, **attn_kw)
         self.ffn = ffn if ffn is not None else FFN(dim, ffn_dim, act)
 
-    def forward(self, x, mask=None, angles=None, cache=None):
-        x = x + self.attn(self.norm1(x), mask, angles, cache)  # (B, T, D)
-        return x + self.ffn(self.norm2(x))
+# %% ../nbs/00b_layers.ipynb #bffe89ac
+@patch
+def forward(self:Block,
+    x:Tensor, mask:Tensor|None=None, # (B, T, D); (B, 1, T, S) bool
+    angles:Tensor|None=None, cache:dict|None=None, # as for `Attention`
+) -> Tensor: # (B, T, D)
+    "Two steps, each added to the stream."
+    x = x + self.attn(self.norm1(x), mask, angles, cache)  # (B, T, D)
+    return x + self.ffn(self.norm2(x))
 
 # %% ../nbs/00b_layers.ipynb #9b09f573
 class Transformer(nn.Module):
     "A stack of blocks with a final norm."
     def __init__(self,
         depth:int, # number of blocks
-        dim:int, # D
-        num_heads:int, # H
-        ffn_dim:int, # inner width of the feed-forward networks
-        norm:str='layer', # 'layer' or 'rms'
-        eps:float=1e-5, # of the norms
+        dim:int, num_heads:int, ffn_dim:int, # D, H, inner width of the feed-forward networks
+        norm:str='layer', eps:float=1e-5, # 'layer' or 'rms', and its epsilon
         final_norm:bool=True, # norm after the last block?
         **kw, # for Block
     ):
@@ -155,6 +160,12 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, num_heads, ffn_dim, norm, eps=eps, **kw) for _ in range(depth))
         self.norm = NORMS[norm](dim, eps=eps) if final_norm else nn.Identity()
 
-    def forward(self, x, mask=None, angles=None, cache=None):
-        for b in self.blocks: x = b(x, mask, angles, cache)
-        return self.norm(x)  # (B, T, D)
+# %% ../nbs/00b_layers.ipynb #4fe6f65a
+@patch
+def forward(self:Transformer,
+    x:Tensor, mask:Tensor|None=None, # (B, T, D); (B, 1, T, S) bool
+    angles:Tensor|None=None, cache:dict|None=None, # as for `Attention`
+) -> Tensor: # (B, T, D)
+    "All blocks in turn."
+    for b in self.blocks: x = b(x, mask, angles, cache)
+    return self.norm(x)  # (B, T, D)

@@ -23,7 +23,7 @@ SPECIALS = [EOS, SYS, USER, ASSISTANT, *HEAR, *SEE, FRAME, ALOUD, *SPEAK]
 def train_tokenizer(
     lines:Iterable[str], # sentences to learn from
     vocab_size:int=768, # upper limit, special tokens and 256 bytes included
-): # transformers' PreTrainedTokenizerFast
+) -> 'PreTrainedTokenizerFast': # of transformers
     "A byte-level BPE tokenizer learned on `lines`, with the special tokens of the reference."
     from tokenizers import Tokenizer, models, trainers, pre_tokenizers, decoders
     t = Tokenizer(models.BPE())
@@ -33,26 +33,26 @@ def train_tokenizer(
                           initial_alphabet=alphabet, min_frequency=2, show_progress=False))
     return wrap_tokenizer(t)
 
-# %% ../nbs/20_text.ipynb #fd9521be
+# %% ../nbs/20_text.ipynb #b577a910
 def wrap_tokenizer(
-    t, # a `tokenizers.Tokenizer`
-): # transformers' PreTrainedTokenizerFast
+    t:'Tokenizer', # of the `tokenizers` library
+) -> 'PreTrainedTokenizerFast': # of transformers
     "The Hugging Face wrapper with end and padding set."
     from transformers import PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=t, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False)
 
-# %% ../nbs/20_text.ipynb #2900d75b
+# %% ../nbs/20_text.ipynb #fb773434
 def encode_text(
-    tok, # PreTrainedTokenizerFast
+    tok:'PreTrainedTokenizerFast', # text tokenizer
     text:str, # anything a person wrote
 ) -> list: # token ids, none of them special
     "Token ids of plain text; tags inside it are treated as letters."
     for s in SPECIALS: text = text.replace(s, s.replace('<', '< '))
     return tok.encode(text, add_special_tokens=False)
 
-# %% ../nbs/20_text.ipynb #8660e443
+# %% ../nbs/20_text.ipynb #d7421ff3
 def word_ids(
-    tok, # PreTrainedTokenizerFast
+    tok:'PreTrainedTokenizerFast', # text tokenizer
     words:list, # words in the order they are spoken
 ) -> list: # first token id of each word
     "The first token of each word, as it appears inside a sentence."

@@ -88,3 +88,20 @@ def test_fetch_lists(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv('OMNI_LITE_CACHE', str(tmp_path))
     code, out, _ = run(capsys, 'fetch')
     assert code == 0 and 'hibari-tts==0.2.1' in out and 'CC-BY-4.0' in out
+
+def test_inspect_names_kind_and_tokens(capsys):
+    "Pictures, clips and sounds of data_samples, counted on the nano rung."
+    from omni_lite.config import preset
+    from omni_lite.paths import root
+    from omni_lite.plan import cost_of
+    home = root()/'data_samples'
+    assert 'picture' in cost_of(home/'photo_cat.jpg', preset('nano'))
+    assert 'frames' in cost_of(home/'clips'/'cat_goes_left.mp4', preset('nano'))
+    assert 'tokens of 80 ms' in cost_of(home/'sounds'/'bell.wav', preset('nano'))
+
+def test_plan_counts_the_7b_head_as_the_fact_sheet_does():
+    "1.457 billion elements in the audio head, of which the heads and unused biases of the release are a small part."
+    from omni_lite.plan import plan_rows
+    rows = {r['part']: r['millions'] for r in plan_rows('7b')}
+    assert abs(rows['head'] - 1457) < 5
+    assert abs(rows['llm'] - 7616) < 10

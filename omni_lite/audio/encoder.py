@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['length_mask', 'WhisperEncoder', 'load_whisper']
 
-# %% ../../nbs/02_encoder.ipynb #3f43ba53
+# %% ../../nbs/02_encoder.ipynb #30f157eb
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
+from fastcore.basics import patch
 from ..layers import Transformer, attention_mask, sinusoids
 
-# %% ../../nbs/02_encoder.ipynb #3fa4104a
+# %% ../../nbs/02_encoder.ipynb #e653f14a
 def length_mask(
-    lengths:Tensor, # (B,) number of valid positions
-    T:int|None=None, # width of the table; the longest when not given
+    lengths:Tensor, T:int|None=None, # (B,) number of valid positions; width of the table, by default the longest
 ) -> Tensor: # (B, T) bool
     "True where a position exists."
     return torch.arange(T or int(lengths.max()), device=lengths.device)[None] < lengths[:, None]
@@ -23,11 +23,8 @@ def length_mask(
 class WhisperEncoder(nn.Module):
     "Whisper's encoder on unpadded clips: (B, M, 2T) mel to (B, T, D) features (reference section 1.3)."
     def __init__(self,
-        n_mels:int=80, # M
-        dim:int=192, # D
-        depth:int=3, # number of blocks
-        num_heads:int=4, # heads
-        ffn_dim:int=768, # inner width of the feed-forward networks
+        n_mels:int=80, dim:int=192, # M, D
+        depth:int=3, num_heads:int=4, ffn_dim:int=768, # blocks, heads, inner width of the feed-forward networks
         window:int=0, # look at most so many frames to either side; 0 = everything
         max_positions:int=1500, # 30 s at 50 Hz, longer clips are cut by the caller
     ):
@@ -37,38 +34,50 @@ class WhisperEncoder(nn.Module):
         self.transformer = Transformer(depth, dim, num_heads, ffn_dim)
         self.window = window
 
-    def stem(self, mel, mask):  # (B, M, 2T), (B, T) -> (B, T, D)
-        x = F.gelu(self.conv1(mel)) * mask.repeat_interleave(2, 1)[:, None]
-        return F.gelu(self.conv2(x)).transpose(1, 2) * mask[..., None]
+# %% ../../nbs/02_encoder.ipynb #93ed8a7b
+@patch
+def stem(self:WhisperEncoder,
+    mel:Tensor, mask:Tensor, # (B, M, 2T); (B, T) bool
+) -> Tensor: # (B, T, D)
+    "Mel to positions; what lies behind the end of a clip is wiped before and after the second convolution."
+    x = F.gelu(self.conv1(mel)) * mask.repeat_interleave(2, 1)[:, None]
+    return F.gelu(self.conv2(x)).transpose(1, 2) * mask[..., None]
 
-    def forward(self,
-        mel:Tensor, # (B, M, 2T) log-mel at 100 Hz
-        lengths:Tensor|None=None, # (B,) valid frames at 50 Hz
-    ) -> Tensor: # (B, T, D) at 50 Hz
-        B, T = len(mel), mel.shape[-1] // 2
-        if T > len(self.positional_embedding):
-            raise ValueError(f'{T/50:.1f} s of sound is more than the encoder takes at once: cut it into 30 s pieces')
-        mask = length_mask(torch.full((B,), T, device=mel.device) if lengths is None else lengths, T)
-        x = self.stem(mel[..., :2*T], mask) + self.positional_embedding[:T].to(mel.dtype)
-        ids = torch.where(mask, 0, -1)
-        look = None if lengths is None and not self.window else attention_mask(ids)
-        if self.window:
-            d = torch.arange(T, device=mel.device)
-            look = look & ((d[:, None] - d[None]).abs() <= self.window)
-        return self.transformer(x, look) * mask[..., None]
+# %% ../../nbs/02_encoder.ipynb #bc9e468d
+@patch
+def look(self:WhisperEncoder,
+    mask:Tensor, padded:bool=True, # (B, T) bool; may some of it be False?
+) -> Tensor|None: # (B, 1, T, T) bool; None = everybody sees everybody
+    "Who may look at whom: the own clip, within the window."
+    if not (padded or self.window): return None
+    ok, d = attention_mask(torch.where(mask, 0, -1)), torch.arange(mask.shape[1], device=mask.device)
+    return ok & ((d[:, None] - d[None]).abs() <= self.window) if self.window else ok
 
-# %% ../../nbs/02_encoder.ipynb #ca55028d
+# %% ../../nbs/02_encoder.ipynb #cad3c77d
+@patch
+def forward(self:WhisperEncoder,
+    mel:Tensor, lengths:Tensor|None=None, # (B, M, 2T) log-mel at 100 Hz; (B,) valid frames at 50 Hz
+) -> Tensor: # (B, T, D) at 50 Hz
+    "Features of each frame; zero where there is no frame."
+    B, T = len(mel), mel.shape[-1] // 2
+    if T > len(self.positional_embedding):
+        raise ValueError(f'{T/50:.1f} s of sound is more than the encoder takes at once: cut it into 30 s pieces')
+    mask = length_mask(torch.full((B,), T, device=mel.device) if lengths is None else lengths, T)
+    x = self.stem(mel[..., :2*T], mask) + self.positional_embedding[:T].to(mel.dtype)
+    return self.transformer(x, self.look(mask, lengths is not None)) * mask[..., None]
+
+# %% ../../nbs/02_encoder.ipynb #a3c18b62
+def _our_name(k):  # of a weight in Hugging Face's encoder
+    if k.startswith('layer_norm.'): return k.replace('layer_norm.', 'transformer.norm.')
+    swap = [('layers.', 'transformer.blocks.'), ('self_attn_layer_norm', 'norm1'), ('final_layer_norm', 'norm2'),
+            ('self_attn', 'attn'), ('.fc', '.ffn.fc')]
+    for a, b in swap: k = k.replace(a, b)
+    return k
+
+# %% ../../nbs/02_encoder.ipynb #798fcb6a
 def load_whisper(
-    ear:WhisperEncoder, # sizes must match
-    state:dict, # state dict of transformers' WhisperEncoder
+    ear:WhisperEncoder, state:dict, # sizes must match; state dict of transformers' WhisperEncoder
 ) -> WhisperEncoder:
     "Copy the weights of a Hugging Face Whisper encoder into ours."
-    swap = [('layers.', 'transformer.blocks.'), ('self_attn_layer_norm', 'norm1'), ('final_layer_norm', 'norm2'),
-            ('self_attn', 'attn'), ('.fc', '.ffn.fc'), ('layer_norm.', 'transformer.norm.')]
-    out = {}
-    for k, v in state.items():
-        if k == 'embed_positions.weight': continue
-        for a, b in swap: k = b + k[len(a):] if a == 'layer_norm.' and k.startswith(a) else (k if a == 'layer_norm.' else k.replace(a, b))
-        out[k] = v
-    ear.load_state_dict(out)
+    ear.load_state_dict({_our_name(k): v for k, v in state.items() if k != 'embed_positions.weight'})
     return ear

@@ -7,8 +7,9 @@ __all__ = ['SIGMA_MIN', 'CALLS', 'flow_path', 'cosine_warp', 'flow_loss', 'time_
            'ChannelNorm', 'ResNet1D', 'chunk_mask', 'FlowBlock', 'Estimator', 'gaussian_field', 'FlowDecoder',
            'FlowStream']
 
-# %% ../../nbs/05_flow.ipynb #05338393
-import math
+# %% ../../nbs/05_flow.ipynb #8aafc0b9
+from collections.abc import Callable
+import math, random
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
@@ -16,13 +17,11 @@ from einops import rearrange
 from fastcore.basics import patch
 from ..layers import Transformer, Block, attention_mask
 
-# %% ../../nbs/05_flow.ipynb #ca92ab07
+# %% ../../nbs/05_flow.ipynb #fa1fb5c2
 SIGMA_MIN = 1e-6  # width left around a data point at time 1
 
 def flow_path(
-    x1:Tensor, # (B, ...) data
-    noise:Tensor, # (B, ...) standard normal
-    t:Tensor, # (B,) time in [0, 1]
+    x1:Tensor, noise:Tensor, t:Tensor, # (B, ...) data; (B, ...) standard normal; (B,) time in [0, 1]
 ) -> tuple[Tensor, Tensor]: # place at time t and the velocity there, both (B, ...)
     "A point on the straight line from noise to data, and the direction of that line."
     t = t.reshape(-1, *[1]*(x1.ndim - 1))
@@ -35,8 +34,9 @@ def cosine_warp(
     "Time warp of the reference: 1 - cos(pi u / 2)."
     return 1 - torch.cos(u * math.pi / 2)
 
+# %% ../../nbs/05_flow.ipynb #cf752f43
 def flow_loss(
-    field, # (place (B, ...), time (B,)) -> velocity (B, ...)
+    field:Callable, # (place (B, ...), time (B,)) -> velocity (B, ...)
     x1:Tensor, # (B, ...) data
     mask:Tensor|None=None, # (B, ...) broadcastable to x1, True = counts
 ) -> Tensor: # scalar mean squared error of the velocity
@@ -48,10 +48,9 @@ def flow_loss(
     mask = mask.expand_as(err).to(err.dtype)
     return (err * mask).sum() / mask.sum().clamp(min=1)
 
-# %% ../../nbs/05_flow.ipynb #f07ba522
+# %% ../../nbs/05_flow.ipynb #057226c6
 def time_grid(
-    steps:int, # number of steps
-    device=None, # where the grid is wanted
+    steps:int, device:torch.device|None=None, # number of steps; where the grid is wanted
 ) -> Tensor: # (steps + 1,) from 0 to 1
     "Cosine-spaced times."
     if steps < 1: raise ValueError(f'{steps} steps cannot reach the data: take at least one')
@@ -59,12 +58,10 @@ def time_grid(
 
 CALLS = dict(euler=1, midpoint=2, heun=2)  # questions to the network per step
 
-# %% ../../nbs/05_flow.ipynb #81a3c3b6
+# %% ../../nbs/05_flow.ipynb #ffda79c4
 def solve(
-    field, # (place (B, ...), time (B,)) -> velocity (B, ...)
-    noise:Tensor, # (B, ...) where to start
-    steps:int=10, # number of steps
-    method:str='euler', # 'euler', 'midpoint' or 'heun'
+    field:Callable, noise:Tensor, # (place (B, ...), time (B,)) -> velocity (B, ...); (B, ...) where to start
+    steps:int=10, method:str='euler', # number of steps; 'euler', 'midpoint' or 'heun'
 ) -> Tensor: # (B, ...) place at time 1
     "Carry noise to data along the field."
     if method not in CALLS: raise ValueError(f'unknown solver {method!r}: use one of {", ".join(CALLS)}')
@@ -79,7 +76,8 @@ def solve(
 # %% ../../nbs/05_flow.ipynb #94e948bf
 class CausalConv1d(nn.Conv1d):
     "Convolution that sees only the past; `state` keeps its left context between calls."
-    def forward(self, x, state=None):
+    def forward(self, x:Tensor, state:dict|None=None) -> Tensor: # (B, C, T); contexts by module -> (B, C', T)
+        "Convolve; with a state, as if the earlier calls stood before this one."
         n = (self.kernel_size[0] - 1) * self.dilation[0]
         if n == 0: return super().forward(x)
         past = x.new_zeros(*x.shape[:2], n) if state is None else state.get(id(self), x.new_zeros(*x.shape[:2], n))
@@ -87,46 +85,45 @@ class CausalConv1d(nn.Conv1d):
         if state is not None: state[id(self)] = x[..., -n:]
         return super().forward(x)
 
-# %% ../../nbs/05_flow.ipynb #abab8a4d
+# %% ../../nbs/05_flow.ipynb #d2f26dcb
 def frame_noise(
-    seed:int, # any integer
-    start:int, # first frame wanted
-    length:int, # number of frames
-    dim:int, # numbers per frame
-    block:int=32, # frames per seed
+    seed:int, start:int, length:int, dim:int, block:int=32, # first frame, frames, numbers a frame, frames a seed
 ) -> Tensor: # (length, dim) standard normal
     "Noise in which frame k depends on the seed and k alone."
     first, last = start // block, max(start + length - 1, start) // block
-    gen = lambda b: torch.Generator().manual_seed((seed*1_000_003 + b) % 2**63)
+    gen = lambda b: torch.Generator().manual_seed(random.Random(f'{seed} {b}').getrandbits(32))
     x = torch.cat([torch.randn(block, dim, generator=gen(b)) for b in range(first, last + 1)])
     return x[start - first*block:][:length]
 
 # %% ../../nbs/05_flow.ipynb #e38c510b
 class ChannelNorm(nn.LayerNorm):
     "LayerNorm over the channels of (B, C, T), frame by frame."
-    def forward(self, x): return super().forward(x.transpose(1, 2)).transpose(1, 2)
+    def forward(self, x:Tensor) -> Tensor: # (B, C, T) both
+        "Norm of each frame alone."
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
+# %% ../../nbs/05_flow.ipynb #10bac769
 class ResNet1D(nn.Module):
     "Two causal convolutions with norm and Mish, the time added between them, and a skip."
-    def __init__(self,
-        c_in:int, # channels in
-        c_out:int, # channels out
-        time_dim:int, # width of the time embedding
-    ):
+    def __init__(self, c_in:int, c_out:int, time_dim:int): # channels in, out; width of the time embedding
         super().__init__()
         self.conv1, self.conv2 = CausalConv1d(c_in, c_out, 3), CausalConv1d(c_out, c_out, 3)
         self.norm1, self.norm2 = ChannelNorm(c_out), ChannelNorm(c_out)
         self.time, self.skip = nn.Linear(time_dim, c_out), nn.Conv1d(c_in, c_out, 1)
 
-    def forward(self, x, t, cache=None):
-        y = F.mish(self.norm1(self.conv1(x, cache))) + self.time(F.mish(t))[..., None]  # (B, C, T)
-        return F.mish(self.norm2(self.conv2(y, cache))) + self.skip(x)
+# %% ../../nbs/05_flow.ipynb #088f2bf0
+@patch
+def forward(self:ResNet1D,
+    x:Tensor, t:Tensor, cache:dict|None=None, # (B, C_in, T); (B, time_dim); left contexts
+) -> Tensor: # (B, C_out, T)
+    "Convolve, add the time, convolve, add the skip."
+    y = F.mish(self.norm1(self.conv1(x, cache))) + self.time(F.mish(t))[..., None]  # (B, C, T)
+    return F.mish(self.norm2(self.conv2(y, cache))) + self.skip(x)
 
-# %% ../../nbs/05_flow.ipynb #6088342d
+# %% ../../nbs/05_flow.ipynb #aa5b60ce
 def chunk_mask(
     mask:Tensor, # (B, T) bool, True = real frame
-    chunk:int, # frames per chunk
-    left:int=0, # earlier chunks a frame may see; 0 = all
+    chunk:int, left:int=0, # frames per chunk; earlier chunks a frame may see, 0 = all
 ) -> Tensor: # (B, 1, T, T) bool, True = may look
     "Block-causal attention, optionally with a bounded past; padding only sees padding."
     ok = attention_mask((~mask).long(), chunk=chunk)
@@ -137,30 +134,31 @@ def chunk_mask(
 class FlowBlock(nn.Module):
     "One ResNet and the shared transformer blocks."
     def __init__(self,
-        c_in:int, # channels in
-        channels:int, # C
-        num_heads:int, # of the attention
-        depth:int, # transformer blocks
-        time_dim:int, # width of the time embedding
+        c_in:int, channels:int, num_heads:int, # channels in, C, heads of the attention
+        depth:int, time_dim:int, # transformer blocks; width of the time embedding
     ):
         super().__init__()
         self.res = ResNet1D(c_in, channels, time_dim)
         self.attn = nn.ModuleList(Block(channels, num_heads, 4*channels) for _ in range(depth))
 
-    def forward(self, x, t, mask=None, cache=None):
-        x = rearrange(self.res(x, t, cache), 'b c t -> b t c')
-        for b in self.attn: x = b(x, mask, cache=cache)
-        return rearrange(x, 'b t c -> b c t')
+# %% ../../nbs/05_flow.ipynb #e54fb496
+@patch
+def forward(self:FlowBlock,
+    x:Tensor, t:Tensor, # (B, C_in, T); (B, time_dim)
+    mask:Tensor|None=None, cache:dict|None=None, # (B, 1, T, T) bool; contexts, keys and values of the past
+) -> Tensor: # (B, C, T)
+    "Convolutions for what is near, attention for what is far."
+    x = rearrange(self.res(x, t, cache), 'b c t -> b t c')
+    for b in self.attn: x = b(x, mask, cache=cache)
+    return rearrange(x, 'b t c -> b c t')
 
 # %% ../../nbs/05_flow.ipynb #cbca193d
 class Estimator(nn.Module):
     "The velocity of a noisy mel, given the prior mel and the time: a U-Net with one resolution."
     def __init__(self,
-        n_mels:int=80, # M
-        channels:int=128, # C
+        n_mels:int=80, channels:int=128, # M, C
         num_mid_blocks:int=2, # blocks between down and up (12 in the reference)
-        num_heads:int=4, # of the attention
-        attn_per_block:int=1, # transformer blocks per block (4 in the reference)
+        num_heads:int=4, attn_per_block:int=1, # of the attention; transformer blocks per block (4 in the reference)
     ):
         super().__init__()
         t_dim, kw = 4*channels, dict(channels=channels, num_heads=num_heads, depth=attn_per_block, time_dim=4*channels)
@@ -170,25 +168,33 @@ class Estimator(nn.Module):
         self.mid = nn.ModuleList(FlowBlock(channels, **kw) for _ in range(num_mid_blocks))
         self.final, self.norm = CausalConv1d(channels, channels, 3), ChannelNorm(channels)
         self.out = nn.Conv1d(channels, n_mels, 1)
+        nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
 
-    def embed(self, t):
-        f = torch.exp(-math.log(10000) * torch.arange(self.time_dim//2, device=t.device) / (self.time_dim//2 - 1))
-        a = 1000 * t[:, None] * f
-        return self.time(torch.cat([a.sin(), a.cos()], 1))  # (B, 4C)
+# %% ../../nbs/05_flow.ipynb #816bd8a2
+@patch
+def embed(self:Estimator, t:Tensor) -> Tensor: # (B,) in [0, 1] -> (B, 4C)
+    "The time as waves of many lengths, through two layers."
+    f = torch.exp(-math.log(10000) * torch.arange(self.time_dim//2, device=t.device) / (self.time_dim//2 - 1))
+    a = 1000 * t[:, None] * f
+    return self.time(torch.cat([a.sin(), a.cos()], 1))  # (B, 4C)
 
-    def forward(self, x, mu, t, mask=None, cache=None):
-        t = self.embed(t)
-        skip = x = self.down(torch.cat([x, mu], 1), t, mask, cache)  # (B, C, T)
-        for b in self.mid: x = b(x, t, mask, cache)
-        x = self.up(torch.cat([x, skip], 1), t, mask, cache)
-        return self.out(F.mish(self.norm(self.final(x, cache))))  # (B, M, T)
+# %% ../../nbs/05_flow.ipynb #f91443fd
+@patch
+def forward(self:Estimator,
+    x:Tensor, mu:Tensor, t:Tensor, # (B, M, T) place; (B, M, T) prior mel; (B,) time
+    mask:Tensor|None=None, cache:dict|None=None, # as for `FlowBlock`
+) -> Tensor: # (B, M, T)
+    "The velocity, or whatever part of it the network is to learn."
+    t = self.embed(t)
+    skip = x = self.down(torch.cat([x, mu], 1), t, mask, cache)  # (B, C, T)
+    for b in self.mid: x = b(x, t, mask, cache)
+    x = self.up(torch.cat([x, skip], 1), t, mask, cache)
+    return self.out(F.mish(self.norm(self.final(x, cache))))  # (B, M, T)
 
-# %% ../../nbs/05_flow.ipynb #abe7413e
+# %% ../../nbs/05_flow.ipynb #e56683d2
 def gaussian_field(
-    x:Tensor, # (B, M, T) place
-    t:Tensor, # (B,) time
-    mean:Tensor, # centre of the data, broadcastable to x
-    spread:Tensor, # its standard deviation, broadcastable to x
+    x:Tensor, t:Tensor, # (B, M, T) place; (B,) time
+    mean:Tensor, spread:Tensor, # centre of the data and its standard deviation, broadcastable to x
 ) -> Tensor: # (B, M, T) velocity
     "The field that carries standard noise to a Gaussian, in closed form."
     t, var = t.reshape(-1, *[1]*(x.ndim - 1)), spread**2
@@ -198,16 +204,11 @@ def gaussian_field(
 class FlowDecoder(nn.Module):
     "Hidden states of the mel decoder to a sharp mel: prenet, prior mel, conditional flow."
     def __init__(self,
-        hidden_dim:int, # D, width of the 50 Hz hidden states
-        n_mels:int=80, # M
-        prenet_dim:int=192, # width of the prenet
-        prenet_depth:int=2, # its blocks (12 in the reference)
-        channels:int=128, # C of the U-Net
-        num_mid_blocks:int=2, # see `Estimator`
-        num_heads:int=4, # of all attention here
-        attn_per_block:int=1, # see `Estimator`
-        chunk:int=20, # frames that see each other (100 in the reference)
-        left:int=0, # earlier chunks a frame may see; 0 = all
+        hidden_dim:int, n_mels:int=80, # D, width of the 50 Hz hidden states; M
+        prenet_dim:int=192, prenet_depth:int=2, # width and blocks of the prenet (12 in the reference)
+        channels:int=128, num_mid_blocks:int=2, # of the U-Net, see `Estimator`
+        num_heads:int=4, attn_per_block:int=1, # of all attention here; see `Estimator`
+        chunk:int=20, left:int=0, # frames that see each other (100 in the reference); earlier chunks seen, 0 = all
     ):
         super().__init__()
         self.n_mels, self.chunk, self.left = n_mels, chunk, left
@@ -215,7 +216,8 @@ class FlowDecoder(nn.Module):
         self.prenet = Transformer(prenet_depth, prenet_dim, num_heads, 4*prenet_dim, norm='rms')
         self.to_mel = nn.Linear(prenet_dim, n_mels, bias=False)
         self.estimator = Estimator(n_mels, channels, num_mid_blocks, num_heads, attn_per_block)
-        self.register_buffer('mean', torch.full((n_mels, 1), -6.)); self.register_buffer('std', torch.full((n_mels, 1), 3.))
+        self.register_buffer('mean', torch.full((n_mels, 1), -6.))
+        self.register_buffer('std', torch.full((n_mels, 1), 3.))
         self.register_buffer('spread', torch.ones(n_mels, 1))  # of the data around the prior, in units of std
 
 # %% ../../nbs/05_flow.ipynb #66ea4f02
@@ -225,39 +227,54 @@ def set_stats(self:FlowDecoder,
 ) -> FlowDecoder: # self
     "Measure mean and spread of each mel bin; they are stored with the weights."
     m = rearrange(mel, 'b m t -> m (b t)') if mel.ndim == 3 else mel
-    if m.shape[0] != self.n_mels: raise ValueError(f'the mel has {m.shape[0]} bins, the decoder {self.n_mels}: use one mel for both')
+    if (n := len(m)) != self.n_mels:
+        raise ValueError(f'the mel has {n} bins, the decoder {self.n_mels}: use one mel for both')
     self.mean.copy_(m.mean(1, keepdim=True)); self.std.copy_(m.std(1, keepdim=True).clamp(min=.1))
     return self
 
+# %% ../../nbs/05_flow.ipynb #dd2dc7ea
 @patch
-def condition(self:FlowDecoder, hidden, mask=None, cache=None):
-    "Prior mel in units of the spread, (B, M, T); with a cache, of the newest frames."
+def condition(self:FlowDecoder,
+    hidden:Tensor, mask:Tensor|None=None, cache:dict|None=None, # (B, T, D); (B, T) bool; of the prenet
+) -> Tensor: # (B, M, T) in units of the spread; with a cache, of the newest frames
+    "The prenet's mel, normalised."
     x, window = self.proj(hidden), self.left * self.chunk
     past = next(iter(cache.values()))[0].shape[2] if cache else 0
     ids = (~mask).long() if mask is not None else x.new_zeros(len(x), past + x.shape[1], dtype=torch.long)
     ok = attention_mask(ids, causal=True, window=window, queries=x.shape[1])
     return rearrange(self.to_mel(self.prenet(x, ok, cache=cache)), 'b t m -> b m t')
 
-# %% ../../nbs/05_flow.ipynb #dc23e5d5
+# %% ../../nbs/05_flow.ipynb #88736cf4
 @patch
 def prior(self:FlowDecoder,
-    hidden:Tensor, # (B, T, D) hidden states at 50 Hz
-    mask:Tensor|None=None, # (B, T) bool, True = real frame
+    hidden:Tensor, mask:Tensor|None=None, # (B, T, D) hidden states at 50 Hz; (B, T) bool, True = real frame
 ) -> Tensor: # (B, M, T) log-mel
     "The prenet's mel alone: fast, and as smooth as an average."
     return self.condition(hidden, mask) * self.std + self.mean
 
-# %% ../../nbs/05_flow.ipynb #b45ff81d
+# %% ../../nbs/05_flow.ipynb #85cb6e9d
 @patch
-def field(self:FlowDecoder, x, mu, t, known, mask=None, cache=None):
-    "Velocity (B, M, T): the Gaussian one plus what the network adds; known (B, 1, 1) False hides the prior."
+def field(self:FlowDecoder,
+    x:Tensor, mu:Tensor, t:Tensor, known:Tensor, # (B, M, T) place and prior; (B,) time; (B, 1, 1) bool, False hides mu
+    mask:Tensor|None=None, cache:dict|None=None, # as for `FlowBlock`
+) -> Tensor: # (B, M, T)
+    "Velocity: the Gaussian one plus what the network adds."
     mu, spread = mu * known, torch.where(known, self.spread, torch.ones_like(self.spread))
     return gaussian_field(x, t, mu, spread) + self.estimator(x, mu, t, mask, cache)
 
+# %% ../../nbs/05_flow.ipynb #e505cebd
+@patch
+@torch.no_grad()
+def track_spread(self:FlowDecoder, error:Tensor, m:Tensor) -> None: # (B, M, T) of the prior; (B, 1, T) bool
+    "Follow the prior's error per mel bin, while training."
+    if not self.training: return
+    var = (error**2 * m).sum((0, 2)) / m.sum().clamp(min=1)
+    self.spread.lerp_(var.sqrt().clamp(min=.05)[:, None], .05)
+
+# %% ../../nbs/05_flow.ipynb #eb8d21a2
 @patch
 def loss(self:FlowDecoder,
-    hidden:Tensor, # (B, T, D) hidden states at 50 Hz
-    mel:Tensor, # (B, M, T) true log-mel
+    hidden:Tensor, mel:Tensor, # (B, T, D) hidden states at 50 Hz; (B, M, T) true log-mel
     mask:Tensor|None=None, # (B, T) bool, True = real frame
     drop:float=.2, # share of samples that see no condition
 ) -> dict: # prior and flow, scalars to be added
@@ -266,37 +283,39 @@ def loss(self:FlowDecoder,
     if mask is None: mask = torch.ones(mel.shape[0], mel.shape[2], dtype=torch.bool, device=mel.device)
     m, ok = mask[:, None], chunk_mask(mask, self.chunk, self.left)
     prior = ((mu - x1).abs() * m).sum() / (m.sum() * self.n_mels).clamp(min=1)
-    if self.training:
-        var = (((mu - x1).detach()**2) * m).sum((0, 2)) / m.sum().clamp(min=1)
-        self.spread.lerp_(var.sqrt().clamp(min=.05)[:, None], .05)
+    self.track_spread(mu - x1, m)
     known = torch.rand(len(mu), 1, 1, device=mu.device) >= drop
     return dict(prior=prior, flow=flow_loss(lambda x, t: self.field(x, mu, t, known, ok), x1, m))
 
-# %% ../../nbs/05_flow.ipynb #35ca13d0
+# %% ../../nbs/05_flow.ipynb #99c00dc4
 @patch
-def velocity(self:FlowDecoder, x, mu, t, guidance=.7, mask=None, cache=None):
-    "The guided velocity (B, M, T): (1 + g) v(condition) - g v(nothing)."
+def velocity(self:FlowDecoder,
+    x:Tensor, mu:Tensor, t:Tensor, guidance:float=.7, # (B, M, T) place and prior; (B,) time; 0 = none
+    mask:Tensor|None=None, cache:dict|None=None, # as for `FlowBlock`
+) -> Tensor: # (B, M, T)
+    "The guided velocity: (1 + g) v(condition) - g v(nothing)."
     yes = torch.ones(len(x), 1, 1, dtype=torch.bool, device=x.device)
     if not guidance: return self.field(x, mu, t, yes, mask, cache)
-    two = lambda a: torch.cat([a, a])
-    ok = two(mask) if mask is not None else None
-    v, v0 = self.field(two(x), two(mu), two(t), torch.cat([yes, ~yes]), ok, cache).chunk(2)
+    two = lambda a: None if a is None else torch.cat([a, a])
+    v, v0 = self.field(two(x), two(mu), two(t), torch.cat([yes, ~yes]), two(mask), cache).chunk(2)
     return (1 + guidance)*v - guidance*v0
 
+# %% ../../nbs/05_flow.ipynb #d03d8e40
 @patch
-def noise(self:FlowDecoder, like, seed, start, temperature):
+def noise(self:FlowDecoder,
+    like:Tensor, seed:int, start:int, temperature:float, # (B, M, T); sample i has seed + i; first frame; scale
+) -> Tensor: # (B, M, T)
+    "Starting noise for frames from `start` on."
     z = [frame_noise(seed + i, start, like.shape[2], self.n_mels).T for i in range(len(like))]
-    return temperature * torch.stack(z).to(like)  # (B, M, T)
+    return temperature * torch.stack(z).to(like)
 
 # %% ../../nbs/05_flow.ipynb #36a35835
 @patch
 @torch.no_grad()
 def sample(self:FlowDecoder,
     hidden:Tensor, # (B, T, D) hidden states at 50 Hz
-    steps:int=6, # of the solver
-    guidance:float=.7, # 0 = none
-    seed:int=0, # sample i of the batch uses seed + i
-    temperature:float=1., # scale of the starting noise
+    steps:int=6, guidance:float=.7, # of the solver; 0 = none
+    seed:int=0, temperature:float=1., # sample i of the batch uses seed + i; scale of the starting noise
     method:str='euler', # see `solve`
     mask:Tensor|None=None, # (B, T) bool, True = real frame
 ) -> Tensor: # (B, M, T) log-mel
@@ -312,42 +331,48 @@ class FlowStream:
     "Mel decoding while hidden states arrive; the pieces joined equal `sample` on the whole."
     def __init__(self,
         decoder:FlowDecoder, # in eval mode
-        steps:int=6, # of the solver
-        guidance:float=.7, # 0 = none
-        seed:int=0, # of the noise
-        temperature:float=1., # scale of the starting noise
+        steps:int=6, guidance:float=.7, # of the solver; 0 = none
+        seed:int=0, temperature:float=1., # of the noise; scale of the noise
         method:str='euler', # see `solve`
     ):
         self.decoder, self.steps, self.guidance, self.seed = decoder, steps, guidance, seed
         self.temperature, self.method, self.start, self.waiting = temperature, method, 0, None
         self.prenet_cache, self.caches = {}, [{} for _ in range(steps * CALLS.get(method, 1))]
 
-    @torch.no_grad()
-    def _piece(self, hidden):
-        d, calls = self.decoder, iter(self.caches)
-        mu = d.condition(hidden, cache=self.prenet_cache)
-        z = d.noise(mu, self.seed, self.start, self.temperature)
-        x = solve(lambda x, t: d.velocity(x, mu, t, self.guidance, cache=next(calls)), z, self.steps, self.method)
-        self.start += hidden.shape[1]
-        if d.left: self._trim(d.left * d.chunk)
-        return x * d.std + d.mean
+# %% ../../nbs/05_flow.ipynb #dfab0a51
+@patch
+def _trim(self:FlowStream, n):
+    for c in (self.prenet_cache, *self.caches):
+        for k, v in c.items():
+            if isinstance(v, tuple): c[k] = tuple(p[:, :, -n:] for p in v)
 
-    def _trim(self, n):
-        for c in (self.prenet_cache, *self.caches):
-            for k, v in c.items():
-                if isinstance(v, tuple): c[k] = tuple(p[:, :, -n:] for p in v)
+# %% ../../nbs/05_flow.ipynb #41c847e8
+@patch
+@torch.no_grad()
+def _piece(self:FlowStream, hidden):
+    d, calls = self.decoder, iter(self.caches)
+    mu = d.condition(hidden, cache=self.prenet_cache)
+    z = d.noise(mu, self.seed, self.start, self.temperature)
+    x = solve(lambda x, t: d.velocity(x, mu, t, self.guidance, cache=next(calls)), z, self.steps, self.method)
+    self.start += hidden.shape[1]
+    if d.left: self._trim(d.left * d.chunk)
+    return x * d.std + d.mean
 
-    def push(self,
-        hidden:Tensor, # (B, T, D) new hidden states, any T
-    ) -> Tensor: # (B, M, n * chunk) frames that are final now, maybe none
-        "Take new hidden states; give the frames of every chunk that is full."
-        x = hidden if self.waiting is None else torch.cat([self.waiting, hidden], 1)
-        n = x.shape[1] // self.decoder.chunk * self.decoder.chunk
-        self.waiting = x[:, n:]
-        out = [self._piece(p) for p in x[:, :n].split(self.decoder.chunk, 1) if p.shape[1]]
-        return torch.cat(out, 2) if out else x.new_zeros(len(x), self.decoder.n_mels, 0)
+# %% ../../nbs/05_flow.ipynb #d1adf0ee
+@patch
+def push(self:FlowStream,
+    hidden:Tensor, # (B, T, D) new hidden states, any T
+) -> Tensor: # (B, M, n * chunk) frames that are final now, maybe none
+    "Take new hidden states; give the frames of every chunk that is full."
+    x = hidden if self.waiting is None else torch.cat([self.waiting, hidden], 1)
+    n = x.shape[1] // self.decoder.chunk * self.decoder.chunk
+    self.waiting = x[:, n:]
+    out = [self._piece(p) for p in x[:, :n].split(self.decoder.chunk, 1) if p.shape[1]]
+    return torch.cat(out, 2) if out else x.new_zeros(len(x), self.decoder.n_mels, 0)
 
-    def finish(self) -> Tensor: # (B, M, rest) the frames of the last chunk
-        "The sentence is over: decode what waits for a full chunk."
-        x, self.waiting = self.waiting, None
-        return self._piece(x) if x is not None and x.shape[1] else torch.zeros(1, self.decoder.n_mels, 0)
+# %% ../../nbs/05_flow.ipynb #6ab8da29
+@patch
+def finish(self:FlowStream) -> Tensor: # (B, M, rest) the frames of the last chunk
+    "The sentence is over: decode what waits for a full chunk."
+    x, self.waiting = self.waiting, None
+    return self._piece(x) if x is not None and x.shape[1] else torch.zeros(1, self.decoder.n_mels, 0)

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 import torchaudio.functional as AF
 
-# %% ../../nbs/01_mel.ipynb #9046fd1e
+# %% ../../nbs/01_mel.ipynb #92de5a41
 TOKEN_SECONDS = 0.08  # one audio token
 EAR_RATE, VOICE_RATE = 16000, 24000  # Hz
 
+# %% ../../nbs/01_mel.ipynb #f77620ab
 def as_mono(
     wav:np.ndarray|Tensor, # (L,), (L, C) or (C, L); int16, int32 or float
 ) -> Tensor: # (L,) float32 in [-1, 1]
@@ -30,33 +31,28 @@ def as_mono(
     if x.ndim == 2: x = x.mean(0 if x.shape[0] <= 8 and x.shape[0] < x.shape[1] else 1)
     return x.float().clamp(-1, 1)
 
-# %% ../../nbs/01_mel.ipynb #044afad2
+# %% ../../nbs/01_mel.ipynb #180dbbbf
 def load_sound(
-    wav:np.ndarray|Tensor, # any array of sound, see `as_mono`
-    rate:int, # its sample rate in Hz
-    to:int=EAR_RATE, # wanted rate in Hz
+    wav:np.ndarray|Tensor, rate:int, to:int=EAR_RATE, # sound as for `as_mono`, its rate, the wanted rate in Hz
 ) -> Tensor: # (L',) float32, L' = ceil(L * to / rate)
     "Mono float32 at the wanted rate."
     if rate <= 0: raise ValueError(f'sample rate {rate} is not positive: give the rate of the recording in Hz')
     x = as_mono(wav)
     return x if rate == to else AF.resample(x, rate, to)
 
-# %% ../../nbs/01_mel.ipynb #8639818f
+# %% ../../nbs/01_mel.ipynb #f3a3122e
 def pad_tokens(
-    wav:Tensor, # (..., L) sound
-    rate:int=EAR_RATE, # Hz
+    wav:Tensor, rate:int=EAR_RATE, # (..., L) sound; Hz
 ) -> Tensor: # (..., L') with L' the next multiple of one token (80 ms), at least one
     "Append silence up to a whole number of audio tokens."
     n = round(rate * TOKEN_SECONDS)
     return F.pad(wav, (0, max(n, -(-wav.shape[-1] // n) * n) - wav.shape[-1]))
 
-# %% ../../nbs/01_mel.ipynb #84733c6d
+# %% ../../nbs/01_mel.ipynb #73378f8a
 @lru_cache(maxsize=8)
 def mel_filters(
-    sample_rate:int, # Hz
-    n_fft:int, # points of the Fourier transform
-    n_mels:int, # M
-    f_max:float, # highest frequency in Hz
+    sample_rate:int, n_fft:int, # Hz; points of the Fourier transform
+    n_mels:int, f_max:float, # M; highest frequency in Hz
 ) -> Tensor: # (n_fft/2 + 1, M)
     "Slaney mel filter bank (slaney scale and norm), as Whisper and HiFi-GAN use."
     return AF.melscale_fbanks(n_fft//2 + 1, 0., f_max, n_mels, sample_rate, norm='slaney', mel_scale='slaney')
@@ -74,22 +70,23 @@ def whisper_mel(
     log = mel.clamp(min=1e-10).log10().transpose(-1, -2)  # (..., M, T)
     return (torch.maximum(log, log.amax((-1, -2), keepdim=True) - 8) + 4) / 4
 
-# %% ../../nbs/01_mel.ipynb #adb9e537
+# %% ../../nbs/01_mel.ipynb #4eac8069
 VOICE_HOP, VOICE_FFT = 480, 1920  # samples at 24 kHz
 
-def voice_mel(
-    wav:Tensor, # (..., L) sound at 24 kHz
-    n_mels:int=80, # M
-    n_fft:int=VOICE_FFT, # window and transform length
-    hop_length:int=VOICE_HOP, # samples between frames
-    sample_rate:int=VOICE_RATE, # Hz
-    f_max:float=8000., # Hz
-) -> Tensor: # (..., M, L // hop) natural log, about [-11.5, 2]
-    "HiFi-GAN's log-mel with the reference's sizes, 50 frames a second."
+def _frames(wav, n_fft, hop_length):  # (..., L) -> magnitudes (N, T, bins), N = product of the leading axes
     pad = (n_fft - hop_length) // 2
     x = F.pad(wav.reshape(-1, 1, wav.shape[-1]), (pad, pad), mode='reflect' if wav.shape[-1] > pad else 'constant')
     win = torch.hann_window(n_fft, device=wav.device)
     spec = torch.stft(x[:, 0], n_fft, hop_length, window=win, center=False, return_complex=True)
-    mag = (spec.real**2 + spec.imag**2 + 1e-9).sqrt().transpose(-1, -2)  # (N, T, bins)
-    mel = (mag @ mel_filters(sample_rate, n_fft, n_mels, f_max).to(wav.device)).clamp(min=1e-5).log()
+    return (spec.real**2 + spec.imag**2 + 1e-9).sqrt().transpose(-1, -2)
+
+# %% ../../nbs/01_mel.ipynb #f0ff91dc
+def voice_mel(
+    wav:Tensor, n_mels:int=80, # (..., L) sound at 24 kHz; M
+    n_fft:int=VOICE_FFT, hop_length:int=VOICE_HOP, # window and transform length; samples between frames
+    sample_rate:int=VOICE_RATE, f_max:float=8000., # Hz
+) -> Tensor: # (..., M, L // hop) natural log, about [-11.5, 2]
+    "HiFi-GAN's log-mel with the reference's sizes, 50 frames a second."
+    fb = mel_filters(sample_rate, n_fft, n_mels, f_max).to(wav.device)
+    mel = (_frames(wav, n_fft, hop_length) @ fb).clamp(min=1e-5).log()
     return mel.transpose(-1, -2).reshape(*wav.shape[:-1], n_mels, -1)

@@ -11,22 +11,20 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 import torch.distributed as dist
+from fastcore.basics import patch
 
-# %% ../../nbs/03_rvq.ipynb #05906c0d
+# %% ../../nbs/03_rvq.ipynb #29b26a8c
 @torch.no_grad()
 def nearest(
-    x:Tensor, # (N, D) vectors
-    book:Tensor, # (K, D) entries
+    x:Tensor, book:Tensor, # (N, D) vectors, (K, D) entries
 ) -> Tensor: # (N,) index of the nearest entry
     "Euclidean nearest neighbour in fp32 by one matrix product."
     x, book = x.float(), book.float()
     return torch.addmm(book.square().sum(1), x, book.T, alpha=-2).argmin(1)
 
-# %% ../../nbs/03_rvq.ipynb #7695961c
+# %% ../../nbs/03_rvq.ipynb #f0290d9a
 def kmeans(
-    x:Tensor, # (N, D) vectors
-    k:int, # number of centres
-    rounds:int=8, # Lloyd iterations
+    x:Tensor, k:int, rounds:int=8, # (N, D) vectors, number of centres, Lloyd iterations
 ) -> Tensor: # (k, D)
     "A few rounds of Lloyd's k-means; empty clusters are put on random vectors."
     book = x[torch.randint(len(x), (k,), device=x.device)].clone()
@@ -43,8 +41,7 @@ def kmeans(
 class Codebook(nn.Module):
     "One level: entries that follow the mean of the vectors that choose them."
     def __init__(self,
-        size:int, # K entries
-        dim:int, # D
+        size:int, dim:int, # K entries of width D
         decay:float=.98, # of the moving averages
         shrink:float=0., # β: every update multiplies the entries by 1 - β
         restart:float=.2, # entries with a smaller average count start again; 0 = never
@@ -57,30 +54,37 @@ class Codebook(nn.Module):
         self.register_buffer('cluster_size', torch.ones(size))
         self.register_buffer('started', torch.tensor(kmeans_rounds == 0))
 
-    @torch.no_grad()
-    def start(self, x:Tensor):
-        "k-means on the first batch."
-        e = kmeans(x.float(), len(self.embed), self.rounds)
-        self.embed.copy_(e); self.embed_avg.copy_(e); self.cluster_size.fill_(1.); self.started.fill_(True)
+# %% ../../nbs/03_rvq.ipynb #74382c81
+@patch
+@torch.no_grad()
+def start(self:Codebook, x:Tensor) -> None: # (N, D) first batch
+    "k-means on the first batch."
+    e = kmeans(x.float(), len(self.embed), self.rounds)
+    self.embed.copy_(e); self.embed_avg.copy_(e); self.cluster_size.fill_(1.); self.started.fill_(True)
 
-    @torch.no_grad()
-    def update(self, x:Tensor, codes:Tensor):
-        "Move the averages by one batch; several processes share their sums."
-        K = len(self.embed)
-        n = torch.bincount(codes, minlength=K).float()
-        s = torch.zeros_like(self.embed).index_add_(0, codes, x.float())
-        if dist.is_available() and dist.is_initialized():
-            for t in (n, s): dist.all_reduce(t)
-        self.cluster_size.lerp_(n, 1 - self.decay); self.embed_avg.lerp_(s, 1 - self.decay)
-        self.embed.copy_(self.embed_avg / self.cluster_size.clamp(min=1e-5)[:, None] * (1 - self.shrink))
-        dead = self.cluster_size < self.restart
-        if self.restart and dead.any(): self.revive(dead, x)
+# %% ../../nbs/03_rvq.ipynb #e85acd22
+@patch
+@torch.no_grad()
+def update(self:Codebook,
+    x:Tensor, codes:Tensor, # (N, D) vectors and (N,) the entries they chose
+) -> None:
+    "Move the averages by one batch; several processes share their sums."
+    n = torch.bincount(codes, minlength=len(self.embed)).float()
+    s = torch.zeros_like(self.embed).index_add_(0, codes, x.float())
+    if dist.is_available() and dist.is_initialized():
+        for t in (n, s): dist.all_reduce(t)
+    self.cluster_size.lerp_(n, 1 - self.decay); self.embed_avg.lerp_(s, 1 - self.decay)
+    self.embed.copy_(self.embed_avg / self.cluster_size.clamp(min=1e-5)[:, None] * (1 - self.shrink))
+    dead = self.cluster_size < self.restart
+    if self.restart and dead.any(): self.revive(dead, x)
 
-    def revive(self, dead:Tensor, x:Tensor):
-        "Put dead entries on random vectors of this batch."
-        new = x[torch.randint(len(x), (int(dead.sum()),), device=x.device)].float()
-        if dist.is_available() and dist.is_initialized(): dist.broadcast(new, 0)
-        self.embed[dead] = new; self.embed_avg[dead] = new; self.cluster_size[dead] = 1.
+# %% ../../nbs/03_rvq.ipynb #7b81dd4a
+@patch
+def revive(self:Codebook, dead:Tensor, x:Tensor) -> None: # (K,) bool, (N, D) vectors
+    "Put dead entries on random vectors of this batch."
+    new = x[torch.randint(len(x), (int(dead.sum()),), device=x.device)].float()
+    if dist.is_available() and dist.is_initialized(): dist.broadcast(new, 0)
+    self.embed[dead] = new; self.embed_avg[dead] = new; self.cluster_size[dead] = 1.
 
 # %% ../../nbs/03_rvq.ipynb #21d8c40a
 @dataclass
@@ -106,31 +110,38 @@ class RVQ(nn.Module):
         self.books = nn.ModuleList(Codebook(k, dim, **book_kw) for k in sizes)
         self.sizes, self.dropout = tuple(sizes), dropout
 
-    @property
-    def n_q(self) -> int: return len(self.sizes)
+# %% ../../nbs/03_rvq.ipynb #4871b215
+@patch(as_prop=True)
+def n_q(self:RVQ) -> int:
+    "Number of levels."
+    return len(self.sizes)
 
-    @torch.no_grad()
-    def encode(self,
-        z:Tensor, # (..., D)
-        n_q:int|None=None, # only the first so many levels
-    ) -> Tensor: # (..., n_q) codes
-        "Codes of the nearest entries, level by level."
-        res, out = z.reshape(-1, z.shape[-1]).float(), []
-        for b in self.books[:n_q]:
-            i = nearest(res, b.embed); out.append(i); res = res - b.embed[i]
-        return torch.stack(out, -1).reshape(*z.shape[:-1], -1)
+# %% ../../nbs/03_rvq.ipynb #0ceeed64
+@patch
+@torch.no_grad()
+def encode(self:RVQ,
+    z:Tensor, n_q:int|None=None, # (..., D); only the first so many levels
+) -> Tensor: # (..., n_q) codes
+    "Codes of the nearest entries, level by level."
+    res, out = z.reshape(-1, z.shape[-1]).float(), []
+    for b in self.books[:n_q]:
+        i = nearest(res, b.embed); out.append(i); res = res - b.embed[i]
+    return torch.stack(out, -1).reshape(*z.shape[:-1], -1)
 
-    def decode(self,
-        codes:Tensor, # (..., k) codes of the first k levels
-    ) -> Tensor: # (..., D) sum of the entries
-        "The vector that codes stand for; fewer levels give a coarser one."
-        if codes.shape[-1] > self.n_q: raise ValueError(f'{codes.shape[-1]} levels of codes for {self.n_q} books')
-        for l, k in enumerate(self.sizes[:codes.shape[-1]]):
-            if codes[..., l].numel() and (codes[..., l].min() < 0 or codes[..., l].max() >= k):
-                raise ValueError(f'a code of level {l+1} is outside 0..{k-1}: the codes belong to another tokenizer')
-        return sum(b.embed[codes[..., l]] for l, b in enumerate(self.books[:codes.shape[-1]]))
+# %% ../../nbs/03_rvq.ipynb #7aa0faba
+@patch
+def decode(self:RVQ,
+    codes:Tensor, # (..., k) codes of the first k levels
+) -> Tensor: # (..., D) sum of the entries
+    "The vector that codes stand for; fewer levels give a coarser one."
+    if codes.shape[-1] > self.n_q: raise ValueError(f'{codes.shape[-1]} levels of codes for {self.n_q} books')
+    for l, k in enumerate(self.sizes[:codes.shape[-1]]):
+        if codes[..., l].numel() and (codes[..., l].min() < 0 or codes[..., l].max() >= k):
+            raise ValueError(f'a code of level {l+1} is outside 0..{k-1}: the codes belong to another tokenizer')
+    return sum(b.embed[codes[..., l]] for l, b in enumerate(self.books[:codes.shape[-1]]))
 
-# %% ../../nbs/03_rvq.ipynb #7e3eccb2
+# %% ../../nbs/03_rvq.ipynb #4ee1b195
+@patch
 @torch.no_grad()
 def _quantise(self:RVQ, x:Tensor) -> tuple:  # (N, D) -> codes (N, n_q), running sums (n_q, N, D)
     res, total, codes, sums = x.float(), 0, [], []
@@ -142,18 +153,26 @@ def _quantise(self:RVQ, x:Tensor) -> tuple:  # (N, D) -> codes (N, n_q), running
         codes.append(i); sums.append(total)
     return torch.stack(codes, -1), torch.stack(sums)
 
-RVQ._quantise = _quantise
+# %% ../../nbs/03_rvq.ipynb #4d051594
+@patch
+def _num_levels(self:RVQ, B:int, share:float, device) -> Tensor:  # (B,) levels per sample; n_q + 1 = unquantised
+    k = torch.full((B,), self.n_q, device=device)
+    if not self.training: return k
+    drop = torch.rand(B, device=device) < self.dropout
+    k = torch.where(drop, torch.randint(1, self.n_q + 1, (B,), device=device), k)
+    return torch.where(torch.rand(B, device=device) < share, k, self.n_q + 1)
 
-# %% ../../nbs/03_rvq.ipynb #b239817d
-def _forward(self:RVQ, z:Tensor, mask:Tensor|None=None, share:float=1.) -> Quantised:
+# %% ../../nbs/03_rvq.ipynb #9742fd81
+@patch
+def forward(self:RVQ,
+    z:Tensor, mask:Tensor|None=None, # (B, T, D); (B, T) bool, True = real
+    share:float=1., # share of samples that pass through the codes
+) -> Quantised:
+    "Quantise with gradients and, while training, let the books learn."
     B, T, D = z.shape
     mask = torch.ones(B, T, dtype=torch.bool, device=z.device) if mask is None else mask
     codes, sums = self._quantise(z[mask].detach())  # (N, n_q), (n_q, N, D)
-    k = torch.full((B,), self.n_q, device=z.device)
-    if self.training:
-        drop = torch.rand(B, device=z.device) < self.dropout
-        k = torch.where(drop, torch.randint(1, self.n_q + 1, (B,), device=z.device), k)
-        k = torch.where(torch.rand(B, device=z.device) < share, k, self.n_q + 1)
+    k = self._num_levels(B, share, z.device)
     every = torch.cat([sums, z[mask].detach().float()[None]])  # last row: unquantised
     row = (k - 1)[:, None].expand(B, T)[mask]
     q = every[row, torch.arange(len(row), device=z.device)]
@@ -162,17 +181,15 @@ def _forward(self:RVQ, z:Tensor, mask:Tensor|None=None, share:float=1.) -> Quant
     commit = F.mse_loss(z[mask].float(), sums[-1]) + F.mse_loss(z[mask].float(), sums[0]) * .25
     return Quantised(through(q), full(codes), through(sums[0]), commit, k)
 
-RVQ.forward = _forward
+# %% ../../nbs/03_rvq.ipynb #76d0c384
+def _entropy(codes, k):  # codes of one level -> share of each entry (k,), bits per frame
+    p = torch.bincount(codes.flatten(), minlength=k).float(); p = p / p.sum()
+    return p, -(p[p > 0] * p[p > 0].log2()).sum().item()
 
-# %% ../../nbs/03_rvq.ipynb #d546bfb4
+# %% ../../nbs/03_rvq.ipynb #68261c85
 def usage(
-    codes:Tensor, # (..., n_q)
-    sizes:tuple, # entries per level
+    codes:Tensor, sizes:tuple, # (..., n_q); entries per level
 ) -> list: # per level: dict(level, size, used, perplexity, bits)
     "How many entries each level uses, its perplexity and the bits it really carries per frame."
-    rows = []
-    for l, k in enumerate(sizes):
-        p = torch.bincount(codes[..., l].flatten(), minlength=k).float(); p = p / p.sum()
-        h = -(p[p > 0] * p[p > 0].log2()).sum().item()
-        rows.append(dict(level=l+1, size=k, used=int((p > 0).sum()), perplexity=2**h, bits=h))
-    return rows
+    row = lambda l, p, h: dict(level=l+1, size=len(p), used=int((p > 0).sum()), perplexity=2**h, bits=h)
+    return [row(l, *_entropy(codes[..., l], k)) for l, k in enumerate(sizes)]

@@ -10,19 +10,16 @@ from collections.abc import Callable
 from ..text import EOS, USER, ASSISTANT, ALOUD, encode_text
 from ..omni.rows import Row, RowBuilder
 
-# %% ../../nbs/32_interleave.ipynb #a3fb1803
-def text_row(b:RowBuilder,
-    text:str, # plain text
-) -> Row:
+# %% ../../nbs/32_interleave.ipynb #539a31f4
+def text_row(b:RowBuilder, text:str) -> Row: # plain text
     "Plain text: loss everywhere."
     return b.text(text, True).tag(EOS, True).done('text')
 
+# %% ../../nbs/32_interleave.ipynb #30588353
 def chat_row(b:RowBuilder,
-    ask, # callable that appends the question to the builder
-    answer:str, # text of the answer
+    ask:Callable, answer:str, # appends the question to the builder; text of the answer
     speech:tuple|None=None, # (codes, align) of the spoken answer: makes the answer text plus speech
-    kind:str='chat', # name of the format
-    text_loss:bool=True, # loss on the answer's text
+    kind:str='chat', text_loss:bool=True, # name of the format; loss on the answer's text?
 ) -> Row:
     "A question in any modality, an answer in text or in text and speech: loss on the answer only."
     ask(b.tag(USER))
@@ -31,34 +28,26 @@ def chat_row(b:RowBuilder,
     if speech is not None: b.speak(speech[0], True, speech[1])
     return b.tag(EOS, True).done(kind)
 
-# %% ../../nbs/32_interleave.ipynb #93f5fe0d
+# %% ../../nbs/32_interleave.ipynb #f9508061
 TRANSCRIBE, SAY = 'please write what you hear.', 'please say,'
 
-def asr_row(b:RowBuilder,
-    speech:tuple, # (codes, align) that is heard
-    text:str, # transcript
-) -> Row:
+def asr_row(b:RowBuilder, speech:tuple, text:str) -> Row: # (codes, align) that is heard; its transcript
     "Recognition: prompt, sound, transcript; loss on the transcript."
     return chat_row(b, lambda b: b.text(TRANSCRIBE).hear(*speech), text, kind='asr')
 
-def tts_row(b:RowBuilder,
-    text:str, # what to say
-    speech:tuple, # (codes, align) of the voice saying it
-) -> Row:
+# %% ../../nbs/32_interleave.ipynb #efb19fe5
+def tts_row(b:RowBuilder, text:str, speech:tuple) -> Row: # what to say; (codes, align) of the voice saying it
     "Synthesis: the text, then its speech; loss on the speech alone."
     return chat_row(b, lambda b: b.text(f'{SAY} {text}'), text, speech, 'tts', text_loss=False)
 
-# %% ../../nbs/32_interleave.ipynb #a13f45e5
-def intlv_row(b:RowBuilder,
-    segments:list, # strings and (codes, align) pairs in turn
-) -> Row:
+# %% ../../nbs/32_interleave.ipynb #3c6c7175
+def intlv_row(b:RowBuilder, segments:list) -> Row: # strings and (codes, align) pairs in turn
     "Interleaved: consecutive segments in alternating modality; loss on text alone."
     for s in segments: b.text(s, True) if isinstance(s, str) else b.hear(*s)
     return b.tag(EOS, True).done('intlv')
 
-def itts_row(b:RowBuilder,
-    segments:list, # (text, (codes, align)) pairs
-) -> Row:
+# %% ../../nbs/32_interleave.ipynb #20a214ab
+def itts_row(b:RowBuilder, segments:list) -> Row: # (text, (codes, align)) pairs
     "Each text segment followed by its speech; loss on all but the first text segment."
     for i, (s, speech) in enumerate(segments): b.text(s, i > 0).speak(speech[0], True, speech[1])
     return b.tag(EOS, True).done('itts')

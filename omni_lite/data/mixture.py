@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Mixture', 'collate', 'Batches']
 
-# %% ../../nbs/33_mixture.ipynb #717b6f40
+# %% ../../nbs/33_mixture.ipynb #89268b53
 import random
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from fastcore.basics import patch
 from ..omni.rows import Row
 
 # %% ../../nbs/33_mixture.ipynb #811de357
@@ -17,34 +18,42 @@ class Mixture:
     "Draws rows so that each task's share of *tokens* follows `weights`."
     def __init__(self,
         tasks:dict, # name -> function(rng) -> Row
-        weights:dict, # name -> share; need not sum to 1
-        seed:int=0, # of the samples' randomness
+        weights:dict, seed:int=0, # name -> share, need not sum to 1; seed of the samples' randomness
     ):
-        if unknown := set(weights) - set(tasks): raise ValueError(f'no task named {sorted(unknown)[0]}: known are {sorted(tasks)}')
-        total = sum(weights.values())
+        unknown, total = sorted(set(weights) - set(tasks)), sum(weights.values())
+        if unknown: raise ValueError(f'no task named {unknown[0]}: known are {sorted(tasks)}')
         self.tasks, self.weights = tasks, {k: w/total for k, w in weights.items() if w > 0}
         self.rng, self.count = random.Random(seed), {k: 0 for k in self.weights}
 
-    def draw(self) -> Row:
-        "A row of the task that is furthest behind."
-        total = sum(self.count.values()) + 1
-        k = max(self.weights, key=lambda k: self.weights[k]*total - self.count[k])
-        row = self.tasks[k](self.rng); row.kind = k
-        self.count[k] += len(row)
-        return row
+# %% ../../nbs/33_mixture.ipynb #8507daa5
+@patch
+def draw(self:Mixture) -> Row:
+    "A row of the task that is furthest behind."
+    total = sum(self.count.values()) + 1
+    k = max(self.weights, key=lambda k: self.weights[k]*total - self.count[k])
+    row = self.tasks[k](self.rng); row.kind = k
+    self.count[k] += len(row)
+    return row
 
-    def state_dict(self) -> dict: return dict(rng=self.rng.getstate(), count=dict(self.count))
-    def load_state_dict(self, s:dict): self.rng.setstate(s['rng']); self.count = dict(s['count'])
+# %% ../../nbs/33_mixture.ipynb #09f485fe
+@patch
+def state_dict(self:Mixture) -> dict: # plain values
+    "The random generator and the counts."
+    return dict(rng=self.rng.getstate(), count=dict(self.count))
+
+@patch
+def load_state_dict(self:Mixture, s:dict) -> None: # of `state_dict`
+    "Go on where that mixture stood."
+    self.rng.setstate(s['rng']); self.count = dict(s['count'])
 
 # %% ../../nbs/33_mixture.ipynb #f46d27d6
 def collate(
     rows:list, # of Row
 ) -> dict: # padded tensors (B, T, ...), patches (N, P), grids; what OmniForCausalLM.losses takes
     "Pad rows to a batch; padding carries no loss and comes last, so a causal model needs no mask."
-    pad = lambda k, v: pad_sequence([getattr(r, k) for r in rows], True, v)
-    batch = dict(input_ids=pad('ids', 0), labels=pad('labels', -100), codes=pad('codes', -1),
-                 code_labels=pad('code_labels', -100), align=pad('align', -100), see=pad('see', False))
-    pics = [p for r in rows for p in r.pictures]
+    fill = dict(ids=0, labels=-100, codes=-1, code_labels=-100, align=-100, see=False)
+    batch = {k: pad_sequence([getattr(r, k) for r in rows], True, v) for k, v in fill.items()}
+    batch['input_ids'], pics = batch.pop('ids'), [p for r in rows for p in r.pictures]
     return batch | dict(patches=torch.cat([p for p, _ in pics]) if pics else None, grids=[g for _, g in pics])
 
 # %% ../../nbs/33_mixture.ipynb #a78800ed
@@ -52,28 +61,40 @@ class Batches:
     "Endless batches of rows of similar length, with a state that goes on exactly."
     def __init__(self,
         mix:Mixture, # where rows come from
-        tokens:int=2048, # padded positions per batch, about
-        pool:int=10, # batches' worth of rows sorted together
+        tokens:int=2048, pool:int=10, # padded positions per batch, about; batches' worth of rows sorted together
     ):
         self.mix, self.tokens, self.pool, self.groups = mix, tokens, pool, []
         self.begin = self.mix.state_dict()
 
-    def state_dict(self) -> dict: return dict(begin=self.begin, left=len(self.groups))
-    def load_state_dict(self, s:dict):
-        self.mix.load_state_dict(s['begin']); self.groups = []
-        if s['left']: self.refill(); self.groups = self.groups[:s['left']]
+    def __iter__(self) -> 'Batches': return self
 
-    def refill(self):
-        "Draw a pool, sort it by length, cut it into batches, shuffle them."
-        self.begin, rows, total = self.mix.state_dict(), [], 0
-        while total < self.tokens*self.pool: rows.append(self.mix.draw()); total += len(rows[-1])
-        groups = [[]]
-        for r in sorted(rows, key=len):
-            if groups[-1] and len(r) * (len(groups[-1]) + 1) > self.tokens: groups.append([])
-            groups[-1].append(r)
-        self.mix.rng.shuffle(groups); self.groups = groups
+# %% ../../nbs/33_mixture.ipynb #8799bd90
+@patch
+def refill(self:Batches) -> None:
+    "Draw a pool, sort it by length, cut it into batches, shuffle them."
+    self.begin, rows, total = self.mix.state_dict(), [], 0
+    while total < self.tokens*self.pool: rows.append(self.mix.draw()); total += len(rows[-1])
+    groups = [[]]
+    for r in sorted(rows, key=len):
+        if groups[-1] and len(r) * (len(groups[-1]) + 1) > self.tokens: groups.append([])
+        groups[-1].append(r)
+    self.mix.rng.shuffle(groups); self.groups = groups
 
-    def __iter__(self): return self
-    def __next__(self) -> dict:
-        if not self.groups: self.refill()
-        return collate(self.groups.pop())
+# %% ../../nbs/33_mixture.ipynb #82761c33
+@patch
+def __next__(self:Batches) -> dict: # as of `collate`
+    "The next batch."
+    if not self.groups: self.refill()
+    return collate(self.groups.pop())
+
+# %% ../../nbs/33_mixture.ipynb #342a9203
+@patch
+def state_dict(self:Batches) -> dict: # plain values
+    "The mixture before this pool and how many batches of it are left."
+    return dict(begin=self.begin, left=len(self.groups))
+
+@patch
+def load_state_dict(self:Batches, s:dict) -> None: # of `state_dict`
+    "Draw the pool again and skip what was used."
+    self.mix.load_state_dict(s['begin']); self.groups = []
+    if s['left']: self.refill(); self.groups = self.groups[:s['left']]

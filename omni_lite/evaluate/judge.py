@@ -10,11 +10,9 @@ from functools import lru_cache
 import math, re
 import numpy as np
 
-# %% ../../nbs/40_judge.ipynb #243b2c81
+# %% ../../nbs/40_judge.ipynb #ce2713af
 def wilson(
-    right:int, # successes
-    n:int, # trials
-    z:float=1.96, # 95 %
+    right:int, n:int, z:float=1.96, # successes, trials; 1.96 gives 95 %
 ) -> tuple: # (low, high)
     "Wilson's interval of a share."
     if n == 0: return 0., 1.
@@ -22,8 +20,9 @@ def wilson(
     mid, half = (p + c/2) / (1 + c), z * math.sqrt(p*(1-p)/n + c/(4*n)) / (1 + c)
     return max(0., mid - half), min(1., mid + half)
 
-# %% ../../nbs/40_judge.ipynb #bcaae61f
-NUMBERS = dict(zip('0 1 2 3 4 5 6 7 8 9 10 11 12'.split(), 'zero one two three four five six seven eight nine ten eleven twelve'.split()))
+# %% ../../nbs/40_judge.ipynb #4f5bb5c4
+NUMBERS = {str(i): w for i, w in enumerate(
+    'zero one two three four five six seven eight nine ten eleven twelve'.split())}
 
 def normal(
     text:str, # anything said or written
@@ -32,27 +31,30 @@ def normal(
     words = re.sub(r"[^a-z0-9' ]", ' ', text.lower()).replace('colour', 'color').split()
     return ' '.join(NUMBERS.get(w, w) for w in words)
 
-# %% ../../nbs/40_judge.ipynb #4e8fa50b
+# %% ../../nbs/40_judge.ipynb #a0dde65b
+def _pairs(truth, heard): return [(normal(a), normal(b)) for a, b in zip(truth, heard) if normal(a)]
+
 def wer(
-    truth:list, # what was meant, one string each
-    heard:list, # what the judge heard
+    truth:list, heard:list, # what was meant, one string each; what the judge heard
 ) -> float: # errors per word of the truth
     "Word error rate over all pairs, by jiwer."
     import jiwer
-    pairs = [(normal(a), normal(b)) for a, b in zip(truth, heard) if normal(a)]
+    pairs = _pairs(truth, heard)
     return jiwer.wer([a for a, _ in pairs], [b for _, b in pairs]) if pairs else float('nan')
 
-# %% ../../nbs/40_judge.ipynb #3b95b0a3
+# %% ../../nbs/40_judge.ipynb #b0ba12bc
+def _errors(a, b):  # of one pair
+    import jiwer
+    p = jiwer.process_words(a, b)
+    return p.substitutions + p.deletions + p.insertions
+
+# %% ../../nbs/40_judge.ipynb #1a805ee2
 def wer_interval(
     truth:list, heard:list, # as for `wer`
-    rounds:int=200, # resamples
-    seed:int=0, # of the resampling
+    rounds:int=200, seed:int=0, # resamples and their seed
 ) -> tuple: # (low, high), 95 %
     "Bootstrap interval of the word error rate."
-    import jiwer
-    pairs = [(normal(a), normal(b)) for a, b in zip(truth, heard) if normal(a)]
-    each = [jiwer.process_words(a, b) for a, b in pairs]
-    e = np.array([p.substitutions + p.deletions + p.insertions for p in each]); n = np.array([len(a.split()) for a, _ in pairs])
+    e, n = np.array([(_errors(a, b), len(a.split())) for a, b in _pairs(truth, heard)]).reshape(-1, 2).T
     if not len(e): return float('nan'), float('nan')
     i = np.random.default_rng(seed).integers(0, len(e), (rounds, len(e)))
     return tuple(np.quantile(e[i].sum(1) / n[i].sum(1), [.025, .975]).tolist())
@@ -64,14 +66,15 @@ def _whisper():
     from omni_lite.fetch import fetch
     return WhisperModel(str(fetch('judge')), device='cpu', compute_type='int8', cpu_threads=2)
 
+# %% ../../nbs/40_judge.ipynb #949f94cd
 def listen(
-    wav:np.ndarray, # (L,) float32
-    rate:int=24000, # Hz
+    wav:np.ndarray, rate:int=24000, # (L,) float32; Hz
 ) -> str: # what Whisper base hears, greedy
     "Transcript by an independent recogniser."
     from omni_lite.audio.mel import load_sound
     x = load_sound(wav, rate).numpy()
     if len(x) < 1600 or np.abs(x).max() < 1e-4: return ''
     x = np.pad(x, (1600, 4800))
-    segments, _ = _whisper().transcribe(x, language='en', beam_size=1, temperature=0., condition_on_previous_text=False, without_timestamps=True)
+    segments, _ = _whisper().transcribe(x, language='en', beam_size=1, temperature=0., without_timestamps=True,
+                                        condition_on_previous_text=False)
     return ' '.join(s.text for s in segments).strip()

@@ -5,101 +5,112 @@
 # %% auto #0
 __all__ = ['AudioEmbedding', 'LevelFFN', 'DepthHead', 'depth_loss', 'pick', 'sample_frame']
 
-# %% ../../nbs/21_depth_head.ipynb #5bc29870
+# %% ../../nbs/21_depth_head.ipynb #128f6418
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
+from fastcore.basics import patch
 from ..config import HeadConfig
 from ..layers import Block, attention_mask
 
 # %% ../../nbs/21_depth_head.ipynb #acc212e2
 class AudioEmbedding(nn.Module):
     "Eight tables whose rows are summed: codes (..., L) to (..., D)."
-    def __init__(self,
-        sizes:tuple, # entries per level, without the end code
-        dim:int, # D
-    ):
+    def __init__(self, sizes:tuple, dim:int): # entries per level, without the end code; D
         super().__init__()
         self.sizes = tuple(sizes)
         self.tables = nn.ModuleList(nn.Embedding(k + 1, dim) for k in sizes)
         for t in self.tables: nn.init.normal_(t.weight, std=.02)
 
-    def forward(self, codes): return self.levels(codes).sum(-2)
-    def levels(self, codes): return torch.stack([t(codes[..., i]) for i, t in enumerate(self.tables)], -2)  # (..., L, D)
+# %% ../../nbs/21_depth_head.ipynb #6b920f1f
+@patch
+def levels(self:AudioEmbedding, codes:Tensor) -> Tensor: # (..., L) -> (..., L, D)
+    "One row per level, before the sum."
+    return torch.stack([t(codes[..., i]) for i, t in enumerate(self.tables)], -2)
+
+@patch
+def forward(self:AudioEmbedding, codes:Tensor) -> Tensor: # (..., L) -> (..., D)
+    "The sum: how the language model hears a frame."
+    return self.levels(codes).sum(-2)
 
 # %% ../../nbs/21_depth_head.ipynb #30d70473
 class LevelFFN(nn.Module):
     "Feed-forward weights of their own for each depth position."
-    def __init__(self,
-        levels:int, # L
-        dim:int, # W
-        hidden:int, # inner width
-    ):
+    def __init__(self, levels:int, dim:int, hidden:int): # L, W, inner width
         super().__init__()
-        self.w1, self.w2 = nn.Parameter(torch.randn(levels, dim, hidden) / dim**.5), nn.Parameter(torch.randn(levels, hidden, dim) / hidden**.5)
+        self.w1 = nn.Parameter(torch.randn(levels, dim, hidden) / dim**.5)
+        self.w2 = nn.Parameter(torch.randn(levels, hidden, dim) / hidden**.5)
         self.start = 0  # depth position of the first input, set by the head while it samples
 
-    def forward(self, x):  # (N, T, W) at positions start .. start + T
-        s = slice(self.start, self.start + x.shape[1])
-        h = F.gelu(torch.einsum('ntd,tdh->nth', x, self.w1[s]))
-        return torch.einsum('nth,thd->ntd', h, self.w2[s])
+# %% ../../nbs/21_depth_head.ipynb #9ae8232f
+@patch
+def forward(self:LevelFFN, x:Tensor) -> Tensor: # (N, T, W) at positions start .. start + T
+    "Each position through its own two layers."
+    s = slice(self.start, self.start + x.shape[1])
+    h = F.gelu(torch.einsum('ntd,tdh->nth', x, self.w1[s]))
+    return torch.einsum('nth,thd->ntd', h, self.w2[s])
 
 # %% ../../nbs/21_depth_head.ipynb #998fed19
 class DepthHead(nn.Module):
     "Depth transformer over the levels of one frame (reference section 1.8)."
     def __init__(self,
-        dim:int, # D, width of the LLM
-        sizes:tuple, # entries per level
+        dim:int, sizes:tuple, # D, width of the LLM; entries per level
         cfg:HeadConfig=HeadConfig(), # sizes of the head
     ):
         super().__init__()
         L, W = len(sizes), cfg.dim
         self.sizes, self.inp = tuple(sizes), nn.Linear(dim, W) if W != dim else nn.Identity()
-        self.blocks = nn.ModuleList(Block(W, cfg.num_heads, 0, 'rms', ffn=LevelFFN(L, W, cfg.ffn_dim), k_bias=True) for _ in range(cfg.layers))
+        block = lambda: Block(W, cfg.num_heads, 0, 'rms', ffn=LevelFFN(L, W, cfg.ffn_dim), k_bias=True)
+        self.blocks = nn.ModuleList(block() for _ in range(cfg.layers))
         self.norm = nn.RMSNorm(W)
         self.heads = nn.ModuleList(nn.Linear(W, k + 1) for k in sizes)
 
-    def run(self, x, start=0, cache=None):  # (N, T, D) depth inputs -> (N, T, W)
-        ids = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
-        mask = attention_mask(ids, causal=True) if cache is None else None
-        x = self.inp(x)
-        for b in self.blocks: b.ffn.start = start; x = b(x, mask, cache=cache)
-        return self.norm(x)
+# %% ../../nbs/21_depth_head.ipynb #28c5845d
+@patch
+def run(self:DepthHead,
+    x:Tensor, start:int=0, cache:dict|None=None, # (N, T, D) depth inputs from position start on; see `Attention`
+) -> Tensor: # (N, T, W)
+    "States of the depth positions."
+    ids = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
+    mask, x = attention_mask(ids, causal=True) if cache is None else None, self.inp(x)
+    for b in self.blocks: b.ffn.start = start; x = b(x, mask, cache=cache)
+    return self.norm(x)
 
-    def forward(self,
-        hidden:Tensor, # (N, D) state of the LLM before each frame
-        codes:Tensor, # (N, L) the frame's codes
-        emb:AudioEmbedding, # the tables shared with the LLM's input
-    ) -> list: # L tensors (N, size + 1) of logits
-        "Logits of all levels under teacher forcing."
-        past = emb.levels(codes)[:, :-1].cumsum(1)  # (N, L-1, D)
-        y = self.run(torch.cat([hidden[:, None], past], 1))
-        return [h(y[:, i]) for i, h in enumerate(self.heads)]
+# %% ../../nbs/21_depth_head.ipynb #3c5b0d9a
+@patch
+def forward(self:DepthHead,
+    hidden:Tensor, codes:Tensor, # (N, D) state of the LLM before each frame; (N, L) the frame's codes
+    emb:AudioEmbedding, # the tables shared with the LLM's input
+) -> list: # L tensors (N, size + 1) of logits
+    "Logits of all levels under teacher forcing."
+    past = emb.levels(codes)[:, :-1].cumsum(1)  # (N, L-1, D)
+    y = self.run(torch.cat([hidden[:, None], past], 1))
+    return [h(y[:, i]) for i, h in enumerate(self.heads)]
 
-# %% ../../nbs/21_depth_head.ipynb #e977dd0d
+# %% ../../nbs/21_depth_head.ipynb #6063e917
+def _deep(head, emb, hidden, codes):  # (L - 1,) losses of levels 2 and deeper
+    logits = head(hidden, codes, emb)
+    return torch.stack([F.cross_entropy(l, codes[:, i]) for i, l in enumerate(logits) if i])
+
+# %% ../../nbs/21_depth_head.ipynb #f995127d
 def depth_loss(
-    head:DepthHead, # the head
-    emb:AudioEmbedding, # shared tables
+    head:DepthHead, emb:AudioEmbedding, # the head; the shared tables
     hidden:Tensor, # (N, D)
     codes:Tensor, # (N, L); level 1 may hold the end code, whose deeper levels do not count
     share:float=.33, # share of the frames that train levels 2 and deeper
     deep_weight:float=.3, # weight of the mean loss of the deeper levels
 ) -> tuple: # loss (), per-level losses (L,)
     "Cross-entropy of all levels: level 1 on every frame, the deeper ones on a random share."
-    first = head.heads[0](head.run(hidden[:, None])[:, 0])
-    l1 = F.cross_entropy(first, codes[:, 0])
+    l1 = F.cross_entropy(head.heads[0](head.run(hidden[:, None])[:, 0]), codes[:, 0])
     real = (codes[:, 0] < head.sizes[0]).nonzero()[:, 0]
     pick = real[torch.rand(len(real), device=real.device) < share]
     if len(pick) == 0: return l1 + 0 * sum(p.sum() for p in head.parameters()), l1.detach().repeat(len(head.sizes))
-    logits = head(hidden[pick], codes[pick], emb)
-    deep = torch.stack([F.cross_entropy(l, codes[pick, i]) for i, l in enumerate(logits) if i])
+    deep = _deep(head, emb, hidden[pick], codes[pick])
     return l1 + deep_weight * deep.mean(), torch.cat([l1[None], deep]).detach()
 
-# %% ../../nbs/21_depth_head.ipynb #c82946a3
+# %% ../../nbs/21_depth_head.ipynb #ca194ffa
 def pick(
-    logits:Tensor, # (N, K)
-    temperature:float=.5, # 0 = the most likely
-    top_k:int=5, # choose among so many
+    logits:Tensor, temperature:float=.5, top_k:int=5, # (N, K); 0 = the most likely; choose among so many
     generator:torch.Generator|None=None, # for repeatable draws
 ) -> Tensor: # (N,)
     "Draw from the `top_k` most likely classes."
@@ -107,14 +118,12 @@ def pick(
     v, i = logits.topk(min(top_k, logits.shape[-1]), -1)
     return i.gather(-1, torch.multinomial((v / temperature).softmax(-1), 1, generator=generator))[..., 0]
 
-# %% ../../nbs/21_depth_head.ipynb #2f4b3ba3
+# %% ../../nbs/21_depth_head.ipynb #cb92fa54
 @torch.no_grad()
 def sample_frame(
-    head:DepthHead, # the head
-    emb:AudioEmbedding, # shared tables
+    head:DepthHead, emb:AudioEmbedding, # the head; the shared tables
     hidden:Tensor, # (N, D) state of the LLM
-    temperature:float=.5, # as in the reference's table (section 4)
-    top_k:int=5, # as in the reference's table
+    temperature:float=.5, top_k:int=5, # as in the reference's table (section 4)
     generator:torch.Generator|None=None, # for repeatable draws
 ) -> Tensor: # (N, L) codes; level 1 = its book's size means end of speech
     "Draw the eight codes of the next frame."

@@ -71,8 +71,8 @@ class Voice:
         out = [self.vocoder.push(mel)] + ([self.vocoder.finish()] if final else [])  # (1, samples) each
         return torch.cat(out, -1).flatten().numpy()
 
-# %% ../../nbs/24_generate.ipynb #93b630aa
-class _Session:  # cache, next state, clocks
+# %% ../../nbs/24_generate.ipynb #339549ff
+class _Session:  # cache, last state, clocks
     def __init__(self, model, row):
         from transformers import DynamicCache
         self.m, self.cache, self.t0, self.marks = model, DynamicCache(), time.perf_counter(), {}
@@ -83,8 +83,13 @@ class _Session:  # cache, next state, clocks
     def feed_frame(self, codes): self.feed(self.m.audio_embed(codes[:, None]))
     def mark(self, name): self.marks.setdefault(name, time.perf_counter() - self.t0)
 
-# %% ../../nbs/24_generate.ipynb #866953f7
-def speak_frames(s:_Session, how:Sampling, gen, max_frames:int) -> Iterator[Tensor]: # yields (1, L)
+# %% ../../nbs/24_generate.ipynb #03c89c79
+def speak_frames(
+    s:_Session, # in progress, at the start tag
+    how:Sampling, # temperatures
+    gen:torch.Generator, # for the draws
+    max_frames:int, # limit
+) -> Iterator[Tensor]: # (1, L) codes of each frame
     "Frames until the end code."
     for _ in range(max_frames):
         c = sample_frame(s.m.head, s.m.audio_embed, s.h, how.audio_temperature, how.audio_top_k, gen)
@@ -92,8 +97,15 @@ def speak_frames(s:_Session, how:Sampling, gen, max_frames:int) -> Iterator[Tens
         yield c
         s.feed_frame(c)
 
-def write_tokens(s:_Session, how:Sampling, gen, stop:set, banned:list) -> Iterator[int]:
-    "Token ids up to one of `stop`, which is yielded last."
+# %% ../../nbs/24_generate.ipynb #cb536c1d
+def write_tokens(
+    s:_Session, # in progress
+    how:Sampling, # temperatures
+    gen:torch.Generator, # for the draws
+    stop:set, # ids that end the segment; one of them is yielded last
+    banned:list, # ids that are never drawn
+) -> Iterator[int]: # token ids
+    "Token ids up to one of `stop`."
     for _ in range(how.max_text):
         logits = s.m.llm.lm_head(s.h).float(); logits[:, banned] = -1e9
         i = int(pick(logits, how.text_temperature, how.text_top_k, gen))
@@ -102,8 +114,14 @@ def write_tokens(s:_Session, how:Sampling, gen, stop:set, banned:list) -> Iterat
         s.feed_token(i)
     yield min(stop)
 
-# %% ../../nbs/24_generate.ipynb #7b562c02
-def speak_segment(s:_Session, how:Sampling, gen, seed:int, max_frames:int) -> Iterator[Event]:
+# %% ../../nbs/24_generate.ipynb #cf91a47d
+def speak_segment(
+    s:_Session, # in progress, at the start tag
+    how:Sampling, # temperatures, tokens per piece of sound
+    gen:torch.Generator, # for the draws
+    seed:int, # of the flow's noise
+    max_frames:int, # limit
+) -> Iterator[Event]: # 'frame' and 'sound'
     "One stretch of speech as frames and sounds."
     voice, waiting, want = Voice(s.m, seed), [], how.first_tokens
     for c in speak_frames(s, how, gen, max_frames):
@@ -130,13 +148,15 @@ def chat(self:OmniForCausalLM,
     tok, gen = processor.tok, torch.Generator().manual_seed(seed)
     s = _Session(self, processor.apply_chat_template(messages, speak, self.tokenizer.encode))
     eos, say, over = (tok.convert_tokens_to_ids(t) for t in (EOS, SPEAK[0], SPEAK[2]))
-    banned = [i for i in tok.all_special_ids + list(tok.get_added_vocab().values()) if i not in (eos, say)] + ([] if speak else [say])
+    tags = {*tok.all_special_ids, *tok.get_added_vocab().values()}
+    banned = sorted(tags - ({eos, say} if speak else {eos}))
     ids, shown, left, n = [], '', int(max_seconds * 12.5), 0
     while True:
         for i in write_tokens(s, how, gen, {eos, say}, banned):
             if i in (eos, say): break
             ids.append(i); new = tok.decode(ids)
-            if not new.endswith('\ufffd'): s.mark('first_text_s'); yield Event('text', text=new[len(shown):]); shown = new
+            if new.endswith('\ufffd'): continue  # half of a letter
+            s.mark('first_text_s'); yield Event('text', text=new[len(shown):]); shown = new
         if i == eos or left <= 0: break
         s.feed_token(say)
         for e in speak_segment(s, how, gen, seed, left):

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LANG', 'NANO', 'GIVEN', 'Stage', 'recipe', 'freeze', 'rate']
 
-# %% ../../nbs/35_stages.ipynb #5d98959d
+# %% ../../nbs/35_stages.ipynb #d1f4c14f
 from dataclasses import dataclass, field
+import math
 import torch
 from torch import nn
 
@@ -14,42 +15,66 @@ from torch import nn
 @dataclass(frozen=True)
 class Stage:
     "One stage: what trains at which rate, on what, for which share of the budget."
-    name:str
+    name:str # as in the report, or what stands in for it
     kind:str # which objective: 'lm', 'eye', 'tokenizer', 'flow' or 'vocoder'
     trains:dict # module of OmniForCausalLM -> learning rate
     mixture:dict = field(default_factory=dict) # task -> share of the tokens
     share:float = 0. # of the time budget
-    about:str = ''
+    about:str = '' # one line for the table
 
-# %% ../../nbs/35_stages.ipynb #840ed8d4
+# %% ../../nbs/35_stages.ipynb #b9cb6909
 LANG = dict(llm=3e-3)
-NANO = [
-    Stage('lang', 'lm', LANG, dict(corpus=.4, text=.6), .10, 'language pretraining: what a pretrained LLM is to the paper'),
-    Stage('tokenizer', 'tokenizer', dict(tokenizer=2e-3), {}, .26, 'codec: mel, phones and, through the frozen LLM, the transcript'),
-    Stage('flow', 'flow', dict(flow=2e-3), {}, .05, 'flow-matching decoder on frozen codes'),
-    Stage('vocoder', 'vocoder', dict(vocoder=2e-3), {}, .10, 'mel to wave'),
-    Stage('eye', 'eye', dict(eye=2e-3, bridge=2e-3), dict(caption=.7, clip=.3), .05, 'eye pretraining: which words describe the picture'),
-    Stage('1.1', 'lm', dict(bridge=2e-3), dict(picture=.6, caption=.2, clip=.2), .01, 'image-text alignment: projector only'),
-    Stage('1.2', 'lm', dict(llm=1e-3, bridge=1e-3, eye=5e-4), dict(picture=.35, caption=.05, clip=.2, text=.3, corpus=.1), .06,
-          'image-text pretraining with 40 % text'),
-    Stage('2.1', 'lm', dict(audio_embed=3e-3, head=3e-3), dict(hear=.3, say=.4, spoken=.1, sound=.05, itts=.1, intlv=.05), .04,
-          'audio alignment: embeddings and head, LLM frozen'),
-    Stage('2.2', 'lm', dict(llm=2e-3, bridge=5e-4, audio_embed=2e-3, head=2e-3),
-          dict(hear=.07, say=.07, spoken=.06, picture=.25, clip=.15, text=.3, corpus=.1), .05, 'image-audio-text at 0.2 : 0.4 : 0.4'),
-    Stage('3', 'lm', dict(llm=2e-3, bridge=5e-4, audio_embed=2e-3, head=2e-3),
-          dict(hear=.2, say=.28, spoken=.12, answer_aloud=.12, sound=.05, picture=.07, clip=.06, spoken_picture=.05, text=.05), .18, 'omni with video'),
-    Stage('4.1', 'lm', dict(llm=1e-3, bridge=5e-4, audio_embed=1e-3, eye=2e-4),
-          dict(spoken=.4, spoken_picture=.12, spoken_clip=.06, sound=.1, picture=.1, clip=.1, text=.12), .06, 'understanding SFT'),
-    Stage('4.2', 'lm', dict(head=1e-3, audio_embed=5e-4),
-          dict(answer_aloud=.45, spoken_aloud=.25, picture_aloud=.08, spoken_picture_aloud=.08, clip_aloud=.06, sound_aloud=.08), .04, 'speech SFT: head and embeddings'),
-]
 
-# %% ../../nbs/35_stages.ipynb #bdb1463d
+def _given() -> list:  # what the paper takes from elsewhere
+    return [
+        Stage('lang', 'lm', LANG, dict(corpus=.4, text=.6), .10,
+              'language pretraining: what a pretrained LLM is to the paper'),
+        Stage('tokenizer', 'tokenizer', dict(tokenizer=2e-3), {}, .26,
+              'codec: mel, phones and, through the frozen LLM, the transcript'),
+        Stage('flow', 'flow', dict(flow=2e-3), {}, .05, 'flow-matching decoder on frozen codes'),
+        Stage('vocoder', 'vocoder', dict(vocoder=2e-3), {}, .10, 'mel to wave'),
+        Stage('eye', 'eye', dict(eye=2e-3, bridge=2e-3), dict(caption=.7, clip=.3), .05,
+              'eye pretraining: which words describe the picture')]
+
+# %% ../../nbs/35_stages.ipynb #725c7fe8
+def _seeing() -> list:  # stage 1 of the paper
+    return [
+        Stage('1.1', 'lm', dict(bridge=2e-3), dict(picture=.6, caption=.2, clip=.2), .01,
+              'image-text alignment: projector only'),
+        Stage('1.2', 'lm', dict(llm=1e-3, bridge=1e-3, eye=5e-4),
+              dict(picture=.35, caption=.05, clip=.2, text=.3, corpus=.1), .06,
+              'image-text pretraining with 40 % text')]
+
+# %% ../../nbs/35_stages.ipynb #8e43e988
+def _hearing() -> list:  # stages 2 and 3 of the paper
+    rates = dict(llm=2e-3, bridge=5e-4, audio_embed=2e-3, head=2e-3)
+    return [
+        Stage('2.1', 'lm', dict(audio_embed=3e-3, head=3e-3),
+              dict(hear=.3, say=.4, spoken=.1, sound=.05, itts=.1, intlv=.05), .04,
+              'audio alignment: embeddings and head, LLM frozen'),
+        Stage('2.2', 'lm', rates, dict(hear=.07, say=.07, spoken=.06, picture=.25, clip=.15, text=.3, corpus=.1), .05,
+              'image-audio-text at 0.2 : 0.4 : 0.4'),
+        Stage('3', 'lm', dict(rates), dict(hear=.2, say=.28, spoken=.12, answer_aloud=.12, sound=.05, picture=.07,
+              clip=.06, spoken_picture=.05, text=.05), .18, 'omni with video')]
+
+# %% ../../nbs/35_stages.ipynb #429b3a0d
+def _answering() -> list:  # stage 4 of the paper
+    return [
+        Stage('4.1', 'lm', dict(llm=1e-3, bridge=5e-4, audio_embed=1e-3, eye=2e-4), dict(spoken=.4, spoken_picture=.12,
+              spoken_clip=.06, sound=.1, picture=.1, clip=.1, text=.12), .06, 'understanding SFT'),
+        Stage('4.2', 'lm', dict(head=1e-3, audio_embed=5e-4), dict(answer_aloud=.45, spoken_aloud=.25,
+              picture_aloud=.08, spoken_picture_aloud=.08, clip_aloud=.06, sound_aloud=.08), .04,
+              'speech SFT: head and embeddings')]
+
+# %% ../../nbs/35_stages.ipynb #646239e6
+NANO = [*_given(), *_seeing(), *_hearing(), *_answering()]
+
+# %% ../../nbs/35_stages.ipynb #550fe161
 GIVEN = ('lang', 'tokenizer', 'flow', 'vocoder')
 
+# %% ../../nbs/35_stages.ipynb #d19296cb
 def recipe(
-    preset:str='nano', # name of the preset
-    shipped:bool=False, # start from a trained language model and codec?
+    preset:str='nano', shipped:bool=False, # its name; start from a trained language model and codec?
 ) -> list: # of Stage, shares summing to 1
     "The stages of a preset."
     if preset not in ('nano', 'tiny'): raise ValueError(f"no recipe for '{preset}' yet: nano and tiny have one")
@@ -57,27 +82,19 @@ def recipe(
     total = sum(s.share for s in rows)
     return [Stage(s.name, s.kind, s.trains, s.mixture, s.share/total, s.about) for s in rows]
 
-# %% ../../nbs/35_stages.ipynb #d95d11e0
+# %% ../../nbs/35_stages.ipynb #eedc1a1c
 def freeze(
-    model:nn.Module, # OmniForCausalLM
-    stage:Stage, # what trains
+    model:nn.Module, stage:Stage, # OmniForCausalLM; what trains
 ) -> list: # parameter groups for an optimiser: dict(params, lr, name)
     "Switch gradients off except for the stage's modules; return their parameters by rate."
-    for p in model.parameters(): p.requires_grad_(False)
-    groups = []
-    for name, lr in stage.trains.items():
-        ps = list(getattr(model, name).parameters())
-        for p in ps: p.requires_grad_(True)
-        groups.append(dict(params=ps, lr=lr, name=name))
-    return groups
+    model.requires_grad_(False)
+    trained = {name: getattr(model, name).requires_grad_(True) for name in stage.trains}
+    return [dict(params=list(m.parameters()), lr=stage.trains[name], name=name) for name, m in trained.items()]
 
-# %% ../../nbs/35_stages.ipynb #5b7e1585
-import math
-
+# %% ../../nbs/35_stages.ipynb #e001bbd4
 def rate(
     progress:float, # 0 at the start of the stage, 1 at its end
-    warmup:float=.04, # share of the stage
-    floor:float=.05, # of the full rate, at the end
+    warmup:float=.04, floor:float=.05, # share of the stage; of the full rate, at the end
 ) -> float: # factor on the learning rate
     "Linear warm-up and cosine decay."
     if progress < warmup: return max(progress / warmup, .02)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'LMObjective', 'EyeObjective', 'Workshop', 'is_hidden', 'MuonAdamW', 'rng_state', 'set_rng', 'StageRun',
-           'one_step', 'Log', 'run_stage', 'write_state', 'text_loss', 'run_recipe', 'world_store', 'new_model',
-           'train_command']
+           'Log', 'run_stage', 'write_state', 'text_loss', 'run_recipe', 'world_store', 'new_model', 'train_command']
 
-# %% ../../nbs/36_trainer.ipynb #42ad2a3e
+# %% ../../nbs/36_trainer.ipynb #8f91ce3e
 import json, random, time
+from fastcore.basics import patch
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -24,7 +24,8 @@ from ..data.tasks import Material, bind, encode_store
 from ..omni.model import OmniForCausalLM
 from ..omni.processor import OmniProcessor
 from .stages import Stage, recipe, freeze, rate
-from .codec import SoundBatches, TokenizerObjective, FlowObjective, VocoderObjective, set_statistics
+from .codec import (SoundBatches, TokenizerObjective, FlowObjective, VocoderObjective, seed_embedding,
+                                   set_statistics)
 
 # %% ../../nbs/36_trainer.ipynb #beef9194
 WEIGHTS = dict(text=1., audio=1., align=.3)
@@ -52,6 +53,7 @@ class EyeObjective(nn.Module):
     ):
         super().__init__()
         self.model, self.words = model, nn.Linear(model.cfg.llm.dim, vocab)
+        nn.init.constant_(self.words.bias, -4.)  # few words occur: begin with 'no'
 
     def forward(self, batch, progress=1.):
         x = self.model.bridge(self.model.eye(batch['patches'], batch['grids']))  # (tokens, D)
@@ -59,7 +61,8 @@ class EyeObjective(nn.Module):
         row = torch.arange(B, device=dev)[:, None].expand_as(see)[see]
         mean = torch.zeros(B, x.shape[1], device=dev).index_add_(0, row, x) / see.sum(1).clamp(min=1)[:, None]
         y = torch.zeros(B, self.words.out_features, device=dev)
-        y[torch.arange(B, device=dev)[:, None].expand_as(see)[batch['labels'] >= 0], batch['labels'][batch['labels'] >= 0]] = 1.
+        said = batch['labels'] >= 0
+        y[torch.arange(B, device=dev)[:, None].expand_as(said)[said], batch['labels'][said]] = 1.
         return dict(loss=F.binary_cross_entropy_with_logits(self.words(mean), y, reduction='none').sum(1).mean())
 
 # %% ../../nbs/36_trainer.ipynb #5b77e226
@@ -86,9 +89,9 @@ class Workshop:
 
     def objective(self, stage:Stage) -> nn.Module:
         "What a stage minimises."
-        m = self.model
-        make = dict(lm=lambda: LMObjective(m), eye=lambda: EyeObjective(m, len(self.proc.tok)), flow=lambda: FlowObjective(m.flow, m.tokenizer),
-                    tokenizer=lambda: TokenizerObjective(m.tokenizer, m.llm, self.proc.tok), vocoder=lambda: VocoderObjective(m.vocoder))
+        m, tok = self.model, self.proc.tok
+        make = dict(lm=lambda: LMObjective(m), eye=lambda: EyeObjective(m, len(tok)), vocoder=lambda: VocoderObjective(m.vocoder),
+                    flow=lambda: FlowObjective(m.flow, m.tokenizer), tokenizer=lambda: TokenizerObjective(m.tokenizer, m.llm, tok))
         return make[stage.kind]()
 
     def data(self, stage:Stage):
@@ -97,7 +100,8 @@ class Workshop:
         heart = lambda r: r.get('voice') == 'heart' and r['kind'] != 'sound'
         if stage.kind == 'tokenizer': return SoundBatches(self.store, self.frames, seed=self.seed)
         if stage.kind == 'flow': return SoundBatches(self.store, self.frames, keep=heart, arrays=mel, seed=self.seed)
-        if stage.kind == 'vocoder': return SoundBatches(self.store, 80, 10, heart, ('mel24', 'wav', 'f0'), self.seed)
+        long = lambda r: heart(r) and r['n_frames12'] >= 10 and not r.get('augmented')
+        if stage.kind == 'vocoder': return SoundBatches(self.store, 120, 10, long, ('mel24', 'wav', 'f0'), self.seed)
         return Batches(Mixture(bind(self.material()), stage.mixture, self.seed), self.tokens)
 
 # %% ../../nbs/36_trainer.ipynb #aafd17ef
@@ -132,9 +136,16 @@ class MuonAdamW(torch.optim.Optimizer):
         for o, p in zip(self.parts, s['parts']): o.load_state_dict(p)
         self.param_groups = [g for o in self.parts for g in o.param_groups]
 
-# %% ../../nbs/36_trainer.ipynb #2f8af74f
-def rng_state() -> dict: return dict(torch=torch.get_rng_state(), python=random.getstate(), numpy=np.random.get_state())
-def set_rng(s:dict): torch.set_rng_state(s['torch']); random.setstate(s['python']); np.random.set_state(s['numpy'])
+# %% ../../nbs/36_trainer.ipynb #68684d1a
+def rng_state() -> dict: # torch, python, numpy
+    "States of all random generators."
+    return dict(torch=torch.get_rng_state(), python=random.getstate(), numpy=np.random.get_state())
+
+def set_rng(
+    s:dict, # what `rng_state` gave
+) -> None:
+    "Put the random generators back."
+    torch.set_rng_state(s['torch']); random.setstate(s['python']); np.random.set_state(s['numpy'])
 
 # %% ../../nbs/36_trainer.ipynb #97beb672
 class StageRun:
@@ -147,7 +158,8 @@ class StageRun:
         accelerator=None, # of accelerate; made when not given
     ):
         from accelerate import Accelerator
-        self.shop, self.stage, self.seconds, self.steps, self.acc = shop, stage, seconds, steps, accelerator or Accelerator()
+        self.shop, self.stage, self.seconds, self.steps = shop, stage, seconds, steps
+        self.acc = accelerator or Accelerator()
         torch.manual_seed(shop.seed + sum(map(ord, stage.name)))
         self.data, raw = shop.data(stage), shop.objective(stage)
         groups = freeze(shop.model, stage)
@@ -164,15 +176,18 @@ class StageRun:
     def done(self) -> bool: return self.progress >= 1
 
     def state_dict(self) -> dict:
-        return dict(step=self.step, elapsed=self.elapsed, opt=self.opt.state_dict(), data=self.data.state_dict(), rng=rng_state(),
-                    helper={k: v for k, v in self.acc.unwrap_model(self.objective).state_dict().items() if not k.startswith(('model.', 'tok.', 'flow.', 'vocoder.'))})
+        mine = self.acc.unwrap_model(self.objective).state_dict()
+        helper = {k: v for k, v in mine.items() if not k.startswith(('model.', 'tok.', 'flow.', 'vocoder.'))}
+        return dict(step=self.step, elapsed=self.elapsed, opt=self.opt.state_dict(), data=self.data.state_dict(),
+                    rng=rng_state(), helper=helper)
 
     def load_state_dict(self, s:dict):
         self.step, self.elapsed = s['step'], s['elapsed']
         self.opt.load_state_dict(s['opt']); self.data.load_state_dict(s['data'])
         self.acc.unwrap_model(self.objective).load_state_dict(s['helper'], strict=False); set_rng(s['rng'])
 
-# %% ../../nbs/36_trainer.ipynb #6e041a99
+# %% ../../nbs/36_trainer.ipynb #3900cb83
+@patch
 def one_step(self:StageRun) -> dict: # loss terms as floats
     "Draw, forward, backward, clip, step."
     from accelerate.utils import send_to_device
@@ -187,8 +202,6 @@ def one_step(self:StageRun) -> dict: # loss terms as floats
     return {k: v.item() for k, v in out.items() if isinstance(v, Tensor) and v.ndim == 0} | (
         dict(level1=out['levels'][0].item()) if 'levels' in out else {})
 
-StageRun.one_step = one_step
-
 # %% ../../nbs/36_trainer.ipynb #299f32e7
 class Log:
     "Smoothed losses for the bar, lines of JSON for the file."
@@ -196,19 +209,21 @@ class Log:
     def add(self, d:dict, k:float=.05):
         for n, v in d.items(): self.smooth[n] = v if n not in self.smooth else self.smooth[n] + k * (v - self.smooth[n])
     def line(self, **more):
-        if self.path: self.path.open('a').write(json.dumps(more | {k: round(v, 4) for k, v in self.smooth.items()}) + '\n')
+        if not self.path: return
+        with self.path.open('a') as f: f.write(json.dumps(more | {k: round(v, 4) for k, v in self.smooth.items()}) + '\n')
 
 def run_stage(
     run:StageRun, # new or restored
     log:Path|None=None, # JSON lines go here
-    save=None, # called now and then and at the end
+    save:object=None, # function(run), called now and then
     every:float=60., # seconds between two savings
     progress:bool=True, # show a bar
 ) -> dict: # smoothed losses at the end
     "Train one stage to the end of its budget."
     from tqdm.auto import tqdm
     book, last = Log(log), time.time()
-    with tqdm(total=100, desc=run.stage.name, disable=not progress, bar_format='{desc}: {percentage:3.0f}%|{bar:20}| {elapsed} {postfix}') as bar:
+    look = '{desc}: {percentage:3.0f}%|{bar:20}| {elapsed} {postfix}'
+    with tqdm(total=100, desc=run.stage.name, disable=not progress, bar_format=look) as bar:
         while not run.done:
             book.add(run.one_step())
             bar.n = min(100, 100*run.progress); bar.set_postfix({k: f'{v:.2f}' for k, v in book.smooth.items()})
@@ -218,8 +233,11 @@ def run_stage(
     run.shop.model.eval()
     return book.smooth
 
-# %% ../../nbs/36_trainer.ipynb #784b3e07
-def write_state(path:Path, **state):
+# %% ../../nbs/36_trainer.ipynb #8fe2f808
+def write_state(
+    path:Path, # of the file
+    **state, # what to keep
+) -> None:
     "Write a state so that a crash leaves the old one."
     tmp = path.with_suffix('.part'); torch.save(state, tmp); tmp.replace(path)
 
@@ -230,7 +248,8 @@ def text_loss(
     "Loss on held-out plain questions and answers: what forgetting is measured by."
     from omni_lite.data.mixture import collate
     tasks, rng = bind(Material(shop.world, shop.proc, split='test')), random.Random(1)
-    with torch.no_grad(): return shop.model.eval().losses(collate([tasks['text'](rng) for _ in range(n)]))['text'].item()
+    batch = collate([tasks['text'](rng) for _ in range(n)])
+    with torch.no_grad(): return shop.model.eval().losses(batch)['text'].item()
 
 # %% ../../nbs/36_trainer.ipynb #e0f699d5
 def run_recipe(
@@ -249,10 +268,13 @@ def run_recipe(
     for i, stage in list(enumerate(stages))[s['index']:]:
         run = StageRun(shop, stage, seconds * stage.share, steps)
         if s['run']: run.load_state_dict(s['run']); s['run'] = None
-        keep = (lambda run, i=i: write_state(state, index=i, results=results, run=run.state_dict(), model=shop.model.state_dict())) if state else None
-        losses = run_stage(run, out/'log.jsonl' if out else None, keep, progress=progress)
-        if stage.kind == 'tokenizer': shop.codes = None
-        results.append(dict(stage=stage.name, steps=run.step, seconds=round(run.elapsed, 1), losses=losses, text_loss=text_loss(shop)))
+        def keep(run, i=i): write_state(state, index=i, results=results, run=run.state_dict(), model=shop.model.state_dict())
+        losses = run_stage(run, out/'log.jsonl' if out else None, keep if state else None, progress=progress)
+        if stage.kind == 'tokenizer':
+            shop.codes = None
+            seed_embedding(run.acc.unwrap_model(run.objective), shop.model.audio_embed)
+        results.append(dict(stage=stage.name, steps=run.step, seconds=round(run.elapsed, 1), losses=losses,
+                            text_loss=text_loss(shop)))
         if state: write_state(state, index=i+1, results=results, run=None, model=shop.model.state_dict())
     return results
 
@@ -295,8 +317,9 @@ def train_command(
     if start: model, proc = OmniForCausalLM.from_pretrained(start), OmniProcessor.from_pretrained(start)
     else:
         model, proc = new_model(preset, made, seed)
-        set_statistics(model.tokenizer, model.flow, store)
+        set_statistics(model.tokenizer, model.flow, model.vocoder, store)
     results = run_recipe(Workshop(model, proc, made, store, seed), recipe(preset, bool(start)), budget, out=out)
     model.save_pretrained(out, tok=proc.tok)
-    (out/'stages.json').write_text(json.dumps(dict(preset=preset, budget=budget, world=world, seed=seed, stages=results), indent=1))
+    past = dict(preset=preset, budget=budget, world=world, seed=seed, stages=results)
+    (out/'stages.json').write_text(json.dumps(past, indent=1))
     return out

@@ -1,0 +1,113 @@
+"""The omni model, its generation and the trainer on tiny random weights."""
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from omni_lite.config import preset
+from omni_lite.data.interleave import asr_row, chat_row, itts_row, text_row, tts_row
+from omni_lite.data.mixture import collate
+from omni_lite.data.tasks import Material, bind
+from omni_lite.data.world import World
+from omni_lite.omni.generate import Sampling, Voice
+from omni_lite.omni.model import OmniForCausalLM
+from omni_lite.omni.processor import OmniProcessor
+from omni_lite.text import train_tokenizer
+from omni_lite.train.stages import NANO, freeze, recipe
+from omni_lite.train.trainer import LMObjective, MuonAdamW
+
+WORLD = World('small')
+
+@pytest.fixture(scope='module')
+def parts():
+    torch.manual_seed(0); torch.set_num_threads(1)
+    tok = train_tokenizer(l for l, _ in zip(WORLD.corpus(0), range(500)))
+    cfg = preset('tiny'); cfg = replace(cfg, llm=replace(cfg.llm, vocab_size=len(tok)))
+    m = OmniForCausalLM(cfg).eval()
+    m.vocoder.pitch_net.out.bias.data[::65] = 5.  # voiced throughout: an untrained pitch net sits on the fence
+    return m, OmniProcessor(tok, cfg)
+
+def speech(n, seed=0): return torch.randint(0, 16, (n, 8), generator=torch.Generator().manual_seed(seed)), None
+
+def test_padding_does_not_change_the_losses(parts):
+    "A row in a batch of longer rows is scored as alone."
+    m, proc = parts; b = proc.builder
+    rows = [text_row(b, 'a cat.'), asr_row(b, speech(9), 'the dog sees a red ball.'), tts_row(b, 'a cat.', speech(5))]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        h = m.hidden(collate(rows))
+        for i, r in enumerate(rows):
+            alone = m.hidden(collate([r]))[0]
+            assert torch.allclose(h[i, :len(r)], alone, atol=1e-4)
+
+def test_every_placeholder_is_filled(parts):
+    m, proc = parts
+    tasks, rng = bind(Material(WORLD, proc)), random.Random(0)
+    batch = collate([tasks[k](rng) for k in ('picture', 'clip', 'text', 'caption')])
+    assert int(batch['see'].sum()) == sum(h*w//4 for _, h, w in batch['grids'])
+    broken = dict(batch, patches=batch['patches'][:-4], grids=batch['grids'][:-1] + [(1, 2, batch['grids'][-1][2]*batch['grids'][-1][1]//2 - 2)])
+    with pytest.raises(ValueError, match='picture'): m.embed(broken)
+
+def test_frames_after_an_answer_do_not_change_it(parts):
+    "Causality across modalities: what is spoken later cannot change what was predicted before."
+    m, proc = parts; b = proc.builder
+    short, long = itts_row(b, [('a cat', speech(4))]), itts_row(b, [('a cat', speech(4)), ('a dog.', speech(6, 1))])
+    n = len(short) - 1
+    with torch.no_grad(): assert torch.allclose(m.hidden(collate([short]))[0, :n], m.hidden(collate([long]))[0, :n], atol=1e-4)
+
+@pytest.mark.parametrize('pieces', [(1,)*11, (4, 5, 2), (11,)])
+def test_streaming_equals_whole(parts, pieces):
+    m, _ = parts; codes = speech(11)[0]
+    whole, v, out, a = Voice(m, seed=2).push(codes, True), Voice(m, seed=2), [], 0
+    for p in pieces: out.append(v.push(codes[a:a+p], a + p == 11)); a += p
+    assert len(whole) == 11*1920
+    assert np.abs(np.concatenate(out) - whole).max() < 1e-3
+
+def test_same_seed_same_answer_and_stop_at_any_event(parts):
+    m, proc = parts; how = Sampling(text_temperature=1., max_text=6)
+    run = lambda seed: [(e.kind, e.text, e.codes) for e in m.chat([dict(role='user', content='a cat?')], proc, seed=seed, max_seconds=.5, how=how)]
+    assert run(1) == run(1)
+    for stop in range(4):
+        it = m.chat([dict(role='user', content='a cat?')], proc, max_seconds=.5, how=how)
+        for _ in range(stop): next(it, None)
+        it.close()
+
+def test_text_from_outside_cannot_hold_tags(parts):
+    _, proc = parts
+    row = proc.apply_chat_template([dict(role='user', content='hi <C_A> yes <audiogen_start_baichuan>')])
+    tag = proc.tok.convert_tokens_to_ids
+    assert (row.ids == tag('<C_A>')).sum() == 1 and (row.ids == tag('<audiogen_start_baichuan>')).sum() == 0
+
+@pytest.mark.parametrize('name', [s.name for s in NANO if s.kind == 'lm'])
+def test_frozen_parts_do_not_move_and_trained_ones_do(parts, name):
+    "Every language-model stage: frozen weights stay to the bit, trained modules change."
+    stage = next(s for s in NANO if s.name == name)
+    torch.manual_seed(1)
+    m = OmniForCausalLM(parts[0].cfg); proc = parts[1]; b = proc.builder; rng = random.Random(0)
+    tasks = bind(Material(WORLD, proc))
+    rows = [tasks['picture'](rng), tasks['clip'](rng), text_row(b, 'a cat.'), asr_row(b, speech(9), 'a dog.'), tts_row(b, 'a cat.', speech(12))]
+    before = {k: v.clone() for k, v in m.state_dict().items()}
+    opt = MuonAdamW(freeze(m, stage)); batch = collate(rows)
+    for _ in range(3):
+        loss = m.losses(batch, 1.); sum(loss[k] for k in ('text', 'audio')).backward(); opt.step(); opt.zero_grad()
+    moved = {k.split('.')[0] for k, v in m.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == set(stage.trains)
+
+def test_recipe_shares_and_unknown_preset():
+    assert abs(sum(s.share for s in recipe()) - 1) < 1e-9 and abs(sum(s.share for s in recipe(shipped=True)) - 1) < 1e-9
+    with pytest.raises(ValueError, match='no recipe'): recipe('7b')
+
+def test_a_folder_that_does_not_fit_is_refused(parts, tmp_path):
+    m, proc = parts
+    m.save_pretrained(tmp_path, tok=proc.tok)
+    text = (tmp_path/'config.json').read_text().replace('"layers": 2', '"layers": 3')
+    (tmp_path/'config.json').write_text(text)
+    with pytest.raises(ValueError, match='does not fit its config'): OmniForCausalLM.from_pretrained(tmp_path)
+
+def test_codebooks_survive_saving_exactly(parts, tmp_path):
+    m, proc = parts
+    m.save_pretrained(tmp_path, tok=proc.tok); again = OmniForCausalLM.from_pretrained(tmp_path)
+    for a, b in zip(m.tokenizer.rvq.books, again.tokenizer.rvq.books): assert torch.equal(a.embed, b.embed)
+    assert OmniProcessor.from_pretrained(tmp_path).tok.get_vocab() == proc.tok.get_vocab()
