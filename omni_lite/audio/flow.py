@@ -85,9 +85,10 @@ class CausalConv1d(nn.Conv1d):
         if state is not None: state[id(self)] = x[..., -n:]
         return super().forward(x)
 
-# %% ../../nbs/05_flow.ipynb #d2f26dcb
+# %% ../../nbs/05_flow.ipynb #94a8d1c4
 def frame_noise(
-    seed:int, start:int, length:int, dim:int, block:int=32, # first frame, frames, numbers a frame, frames a seed
+    seed:int, start:int, length:int, # any integer; first frame wanted; number of frames
+    dim:int, block:int=32, # numbers per frame; frames per seed
 ) -> Tensor: # (length, dim) standard normal
     "Noise in which frame k depends on the seed and k alone."
     first, last = start // block, max(start + length - 1, start) // block
@@ -134,8 +135,7 @@ def chunk_mask(
 class FlowBlock(nn.Module):
     "One ResNet and the shared transformer blocks."
     def __init__(self,
-        c_in:int, channels:int, num_heads:int, # channels in, C, heads of the attention
-        depth:int, time_dim:int, # transformer blocks; width of the time embedding
+        c_in:int, channels:int, num_heads:int, depth:int, time_dim:int, # channels in, C; heads, blocks; time's width
     ):
         super().__init__()
         self.res = ResNet1D(c_in, channels, time_dim)

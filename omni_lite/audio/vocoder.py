@@ -195,7 +195,8 @@ def filters(self:Vocoder,
     return h.clamp(max=6), n.clamp(max=6), math.pi * torch.tanh(phase)
 
 @patch
-def forward(self:Vocoder, mel, f0=None, noise=None, seed=0, state=None):
+def forward(self:Vocoder, mel:Tensor, f0:Tensor|None=None, noise:Tensor|None=None, seed:int=0,
+            state:dict|None=None) -> Tensor:
     "Sound (B, L) from a mel (B, M, T); true `f0` (B, J) and fresh `noise` (B, L) in training; `state` is for `VocoderStream`."
     s = {} if state is None else state
     if f0 is None:

@@ -61,9 +61,9 @@ def speech(self:Material, i:int, heard:bool) -> tuple: # (codes (n, L), align (n
     codes = torch.from_numpy(np.asarray(self.codes[part]).astype(np.int64))
     return codes, frame_words(self.proc.tok, r['text'], np.asarray(self.store.maps['word'][part]), int(heard))
 
-# %% ../../nbs/34_tasks.ipynb #73618b3a
+# %% ../../nbs/34_tasks.ipynb #02fa543d
 @patch
-def sample_of(self:Material, i:int) -> Sample:
+def sample_of(self:Material, i:int) -> Sample: # number of an utterance -> its sample
     "The world's question behind utterance i, with its truth."
     r = self.rows[i]
     return self.world.sample(r['family'], self.split, r['sample_seed'])
@@ -91,23 +91,27 @@ def encode_store(
         for c, k, i in zip(codes, n.tolist(), idx): out[rows[i]['start12']:rows[i]['start12'] + k] = c[:k].numpy()
     return out
 
-# %% ../../nbs/34_tasks.ipynb #f32d5630
+# %% ../../nbs/34_tasks.ipynb #35831f01
 @patch
-def show(self:Material, b:RowBuilder, s:Sample) -> RowBuilder:
+def show(self:Material, b:RowBuilder, s:Sample) -> RowBuilder: # the builder, with the sample's picture or clip
     "Append what is seen in a sample."
     if s.image: b.see(*self.proc.picture(render_picture(s.image)))
     for f in (render_clip(s.clip) if s.clip else ()): b.see(*self.proc.picture(f, True), frame=True)
     return b
 
-# %% ../../nbs/34_tasks.ipynb #0d168912
+# %% ../../nbs/34_tasks.ipynb #1dfca232
 @patch
-def said(self:Material, rng:random.Random, text:str, heart:bool=False) -> int|None:
+def said(self:Material,
+    rng:random.Random, text:str, heart:bool=False, # source of chance; the words; in the output voice?
+) -> int|None: # number of an utterance
     "An utterance of this text by anybody, or by the output voice."
     found = self.by_text[text, True] if heart else self.by_text[text, False] or self.by_text[text, True]
     return rng.choice(found) if found else None
 
-# %% ../../nbs/34_tasks.ipynb #fd622091
-def picture_row(m:Material, rng:random.Random, families:str='image', spoken:bool=False, aloud:bool=False) -> Row:
+# %% ../../nbs/34_tasks.ipynb #4476a8bb
+def picture_row(m:Material, rng:random.Random, # of one split; source of chance
+    families:str='image', spoken:bool=False, aloud:bool=False, # 'image' or 'clip'; question spoken?; answer aloud?
+) -> Row:
     "A question about a picture or clip, typed or spoken, answered in text or aloud."
     for _ in range(50):
         s = m.world.sample(rng.choice(getattr(m, families + '_families')), m.split, rng)
@@ -117,20 +121,20 @@ def picture_row(m:Material, rng:random.Random, families:str='image', spoken:bool
         return chat_row(m.b, ask, s.answer, m.speech(a, False) if aloud else None)
     raise ValueError(f'the store says none of the {families} questions or answers: build a larger world')
 
-# %% ../../nbs/34_tasks.ipynb #ddbd0c88
-def caption_row(m:Material, rng:random.Random) -> Row:
+# %% ../../nbs/34_tasks.ipynb #7291cf0b
+def caption_row(m:Material, rng:random.Random) -> Row: # picture, 'describe.', caption
     "A picture and its caption."
     s = m.world.sample(rng.choice(m.image_families), m.split, rng)
     return chat_row(m.b, lambda b: m.show(b, s).text('describe.'), s.caption)
 
-# %% ../../nbs/34_tasks.ipynb #254538cd
-def text_qa_row(m:Material, rng:random.Random) -> Row:
+# %% ../../nbs/34_tasks.ipynb #106ee215
+def text_qa_row(m:Material, rng:random.Random) -> Row: # question, answer
     "A typed question, a typed answer."
     s = m.world.sample(rng.choice(m.text_families), m.split, rng)
     return chat_row(m.b, lambda b: b.text(s.question), s.answer)
 
-# %% ../../nbs/34_tasks.ipynb #1afc8a08
-def corpus_row(m:Material, rng:random.Random) -> Row:
+# %% ../../nbs/34_tasks.ipynb #4b31f03b
+def corpus_row(m:Material, rng:random.Random) -> Row: # one passage
     "Plain text of the world."
     if not hasattr(m, 'lines'): m.lines = m.world.corpus(rng.randrange(2**31))
     return text_row(m.b, next(m.lines))
@@ -139,7 +143,9 @@ def corpus_row(m:Material, rng:random.Random) -> Row:
 HEARD, MADE = ('question', 'word', 'phrase', 'answer', 'statement'), ('answer', 'word', 'phrase', 'statement')
 
 @patch
-def draw(self:Material, rng:random.Random, kinds:tuple, heart:bool=False) -> int:
+def draw(self:Material,
+    rng:random.Random, kinds:tuple, heart:bool=False, # source of chance; kinds of utterance; in the output voice?
+) -> int: # number of an utterance
     "An utterance of one of these kinds, longer ones as likely as their number."
     if (pool := self.by_kind.get((kinds, heart))) is None:
         ok = lambda i: not heart or self.rows[i]['voice'] == 'heart'
@@ -147,20 +153,22 @@ def draw(self:Material, rng:random.Random, kinds:tuple, heart:bool=False) -> int
     if not pool: raise ValueError(f'the store holds no {"/".join(kinds)} of split {self.split}: build a larger world')
     return rng.choice(pool)
 
-# %% ../../nbs/34_tasks.ipynb #7c2d725a
-def hear_row(m:Material, rng:random.Random) -> Row:
+# %% ../../nbs/34_tasks.ipynb #8f4820bc
+def hear_row(m:Material, rng:random.Random) -> Row: # sound, transcript
     "Recognition of anything anybody says."
     i = m.draw(rng, HEARD)
     return asr_row(m.b, m.speech(i, True), m.rows[i]['text'])
 
-# %% ../../nbs/34_tasks.ipynb #be1c8238
-def say_row(m:Material, rng:random.Random) -> Row:
+# %% ../../nbs/34_tasks.ipynb #05bb61f0
+def say_row(m:Material, rng:random.Random) -> Row: # text, its speech
     "Synthesis in the output voice."
     i = m.draw(rng, MADE, True)
     return tts_row(m.b, m.rows[i]['text'], m.speech(i, False))
 
-# %% ../../nbs/34_tasks.ipynb #26e55af4
-def spoken_qa_row(m:Material, rng:random.Random, aloud:bool=False, spoken:bool=True) -> Row:
+# %% ../../nbs/34_tasks.ipynb #851756e5
+def spoken_qa_row(m:Material, rng:random.Random, # of one split; source of chance
+    aloud:bool=False, spoken:bool=True, # answer aloud?; question spoken?
+) -> Row:
     "A question about the world, spoken or typed, answered in text or aloud."
     for _ in range(50):
         i = m.draw(rng, ('question',)); s = m.sample_of(i)
@@ -171,22 +179,22 @@ def spoken_qa_row(m:Material, rng:random.Random, aloud:bool=False, spoken:bool=T
         return chat_row(m.b, ask, s.answer, m.speech(a, False) if aloud else None)
     raise ValueError('the store holds no question whose answer is spoken: build a larger world')
 
-# %% ../../nbs/34_tasks.ipynb #df60e069
-def sound_row(m:Material, rng:random.Random, aloud:bool=False) -> Row:
+# %% ../../nbs/34_tasks.ipynb #dc5177eb
+def sound_row(m:Material, rng:random.Random, aloud:bool=False) -> Row: # answer written, or also said aloud
     "An everyday sound and its name."
     i = m.draw(rng, ('sound',)); s = m.sample_of(i)
     a = m.said(rng, s.answer, True) if aloud else None
     ask = lambda b: b.hear(m.speech(i, True)[0]).text(s.question)
     return chat_row(m.b, ask, s.answer, m.speech(a, False) if a is not None else None)
 
-# %% ../../nbs/34_tasks.ipynb #117ea211
-def itts(m:Material, rng:random.Random) -> Row:
+# %% ../../nbs/34_tasks.ipynb #79c4d992
+def itts(m:Material, rng:random.Random) -> Row: # text, speech, text, speech
     "Two segments, each followed by its own speech."
     i, j = m.draw(rng, ('statement', 'answer'), True), m.draw(rng, ('statement', 'answer'), True)
     return itts_row(m.b, [(m.rows[k]['text'], m.speech(k, False)) for k in (i, j)])
 
-# %% ../../nbs/34_tasks.ipynb #1c8a2a04
-def intlv(m:Material, rng:random.Random) -> Row:
+# %% ../../nbs/34_tasks.ipynb #d2771b31
+def intlv(m:Material, rng:random.Random) -> Row: # speech, then text
     "Speech and text in turn."
     i, j = m.draw(rng, ('statement', 'answer')), m.draw(rng, ('statement', 'answer'))
     return intlv_row(m.b, [m.speech(i, True), m.rows[i]['text'] + ' ' + m.rows[j]['text']])

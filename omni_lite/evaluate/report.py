@@ -103,9 +103,11 @@ def ask_all(self:Card,
     self.add(ability, right, len(samples), chance, ceiling, by_family={k: float(np.mean(v)) for k, v in by.items()})
     return right / len(samples)
 
-# %% ../../nbs/41_report.ipynb #ef610645
+# %% ../../nbs/41_report.ipynb #208b214c
 @patch
-def example(self:Card, ability:str, question:str, answer:str, truth:str, right:bool) -> None:
+def example(self:Card,
+    ability:str, question:str, answer:str, truth:str, right:bool, # as the card's last table shows them
+) -> None:
     "Remember one answer as it came."
     self.examples.append(dict(ability=ability, question=question, answer=answer, truth=truth, right=right))
 

@@ -90,8 +90,9 @@ class Workshop:
     def objective(self, stage:Stage) -> nn.Module:
         "What a stage minimises."
         m, tok = self.model, self.proc.tok
-        make = dict(lm=lambda: LMObjective(m), eye=lambda: EyeObjective(m, len(tok)), vocoder=lambda: VocoderObjective(m.vocoder),
-                    flow=lambda: FlowObjective(m.flow, m.tokenizer), tokenizer=lambda: TokenizerObjective(m.tokenizer, m.llm, tok))
+        make = dict(lm=lambda: LMObjective(m), eye=lambda: EyeObjective(m, len(tok)),
+                    tokenizer=lambda: TokenizerObjective(m.tokenizer, m.llm, tok),
+                    flow=lambda: FlowObjective(m.flow, m.tokenizer), vocoder=lambda: VocoderObjective(m.vocoder))
         return make[stage.kind]()
 
     def data(self, stage:Stage):
@@ -210,7 +211,8 @@ class Log:
         for n, v in d.items(): self.smooth[n] = v if n not in self.smooth else self.smooth[n] + k * (v - self.smooth[n])
     def line(self, **more):
         if not self.path: return
-        with self.path.open('a') as f: f.write(json.dumps(more | {k: round(v, 4) for k, v in self.smooth.items()}) + '\n')
+        row = more | {k: round(v, 4) for k, v in self.smooth.items()}
+        with self.path.open('a') as f: f.write(json.dumps(row) + '\n')
 
 def run_stage(
     run:StageRun, # new or restored
@@ -268,7 +270,8 @@ def run_recipe(
     for i, stage in list(enumerate(stages))[s['index']:]:
         run = StageRun(shop, stage, seconds * stage.share, steps)
         if s['run']: run.load_state_dict(s['run']); s['run'] = None
-        def keep(run, i=i): write_state(state, index=i, results=results, run=run.state_dict(), model=shop.model.state_dict())
+        def keep(run, i=i):
+            write_state(state, index=i, results=results, run=run.state_dict(), model=shop.model.state_dict())
         losses = run_stage(run, out/'log.jsonl' if out else None, keep if state else None, progress=progress)
         if stage.kind == 'tokenizer':
             shop.codes = None
