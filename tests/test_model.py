@@ -111,3 +111,8 @@ def test_codebooks_survive_saving_exactly(parts, tmp_path):
     m.save_pretrained(tmp_path, tok=proc.tok); again = OmniForCausalLM.from_pretrained(tmp_path)
     for a, b in zip(m.tokenizer.rvq.books, again.tokenizer.rvq.books): assert torch.equal(a.embed, b.embed)
     assert OmniProcessor.from_pretrained(tmp_path).tok.get_vocab() == proc.tok.get_vocab()
+
+def test_a_system_message_has_its_tag(parts):
+    _, proc = parts
+    row = proc.apply_chat_template([dict(role='system', content='be kind.'), dict(role='user', content='a cat?')])
+    assert row.ids[0] == proc.tok.convert_tokens_to_ids('<B_SYS>')

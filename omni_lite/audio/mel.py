@@ -55,7 +55,8 @@ def mel_filters(
     n_mels:int, f_max:float, # M; highest frequency in Hz
 ) -> Tensor: # (n_fft/2 + 1, M)
     "Slaney mel filter bank (slaney scale and norm), as Whisper and HiFi-GAN use."
-    return AF.melscale_fbanks(n_fft//2 + 1, 0., f_max, n_mels, sample_rate, norm='slaney', mel_scale='slaney')
+    with torch.device('cpu'):  # a cached table must hold numbers, even where a model is only being counted
+        return AF.melscale_fbanks(n_fft//2 + 1, 0., f_max, n_mels, sample_rate, norm='slaney', mel_scale='slaney')
 
 # %% ../../nbs/01_mel.ipynb #e5a9cdde
 def whisper_mel(

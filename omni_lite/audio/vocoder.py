@@ -8,11 +8,12 @@ __all__ = ['FILTER_HOP', 'SOURCE_MAX', 'AREA', 'PULSE_LEVEL', 'NOISE_LEVEL', 'RE
            'spectral_loss', 'pitch_loss', 'pitch_grid', 'Critics', 'discriminator_loss', 'adversarial_loss',
            'vocoder_loss']
 
-# %% ../../nbs/06_vocoder.ipynb #0c405b4c
+# %% ../../nbs/06_vocoder.ipynb #9dcfce16
 from functools import lru_cache
 import math
 import torch
 from torch import nn, Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 import torchaudio.functional as AF
 from einops import rearrange, repeat
@@ -45,12 +46,13 @@ def envelope_matrix(
     n_fft:int, # of the filter's Fourier transform
 ) -> Tensor: # (K, M)
     "Linear interpolation of a log-mel, given at the centres of its filters, onto Fourier bins."
-    bank = mel_filters(VOICE_RATE, VOICE_FFT, n_mels, 8000.)
-    hz = torch.linspace(0, VOICE_RATE/2, len(bank))[:, None]
-    centre, bins = (bank*hz).sum(0) / bank.sum(0), torch.linspace(0, VOICE_RATE/2, n_fft//2 + 1)
-    i = (torch.searchsorted(centre, bins) - 1).clamp(0, n_mels - 2)
-    w = ((bins - centre[i]) / (centre[i+1] - centre[i])).clamp(0, 1)[:, None]
-    return F.one_hot(i, n_mels)*(1 - w) + F.one_hot(i + 1, n_mels)*w
+    with torch.device('cpu'):
+        bank = mel_filters(VOICE_RATE, VOICE_FFT, n_mels, 8000.)
+        hz = torch.linspace(0, VOICE_RATE/2, len(bank))[:, None]
+        centre, bins = (bank*hz).sum(0) / bank.sum(0), torch.linspace(0, VOICE_RATE/2, n_fft//2 + 1)
+        i = (torch.searchsorted(centre, bins) - 1).clamp(0, n_mels - 2)
+        w = ((bins - centre[i]) / (centre[i+1] - centre[i])).clamp(0, 1)[:, None]
+        return F.one_hot(i, n_mels)*(1 - w) + F.one_hot(i + 1, n_mels)*w
 
 AREA = VOICE_FFT / VOICE_RATE  # a mel filter sums to this over bins
 PULSE_LEVEL = -math.log(AREA * VOICE_RATE/2)  # log amplitude of a harmonic = log mel + log f0 + this

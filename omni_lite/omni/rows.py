@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from fastcore.basics import patch
-from ..text import EOS, USER, ASSISTANT, HEAR, SEE, FRAME, ALOUD, SPEAK, encode_text, word_ids
+from ..text import EOS, SYS, USER, ASSISTANT, HEAR, SEE, FRAME, ALOUD, SPEAK, encode_text, word_ids
 
 # %% ../../nbs/22a_rows.ipynb #cd3d50d5
 @dataclass
@@ -27,8 +27,8 @@ class Row:
     kind:str = '' # name of the format
     def __len__(self) -> int: return len(self.ids)
 
-# %% ../../nbs/22a_rows.ipynb #154e6902
-TAGS = (EOS, USER, ASSISTANT, *HEAR, *SEE, FRAME, ALOUD, *SPEAK)
+# %% ../../nbs/22a_rows.ipynb #194a620a
+TAGS = (EOS, SYS, USER, ASSISTANT, *HEAR, *SEE, FRAME, ALOUD, *SPEAK)
 
 class RowBuilder:
     "Appends text, tags, sounds, pictures and speech to a row."
