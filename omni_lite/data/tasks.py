@@ -133,11 +133,10 @@ def text_qa_row(m:Material, rng:random.Random) -> Row: # question, answer
     s = m.world.sample(rng.choice(m.text_families), m.split, rng)
     return chat_row(m.b, lambda b: b.text(s.question), s.answer)
 
-# %% ../../nbs/34_tasks.ipynb #4b31f03b
+# %% ../../nbs/34_tasks.ipynb #a144edd9
 def corpus_row(m:Material, rng:random.Random) -> Row: # one passage
     "Plain text of the world."
-    if not hasattr(m, 'lines'): m.lines = m.world.corpus(rng.randrange(2**31))
-    return text_row(m.b, next(m.lines))
+    return text_row(m.b, next(m.world.corpus(rng)))  # no state of its own: a resumed run must draw the same line
 
 # %% ../../nbs/34_tasks.ipynb #614079d5
 HEARD, MADE = ('question', 'word', 'phrase', 'answer', 'statement'), ('answer', 'word', 'phrase', 'statement')
