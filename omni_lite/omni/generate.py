@@ -151,17 +151,20 @@ def chat(self:OmniForCausalLM,
     tags = {*tok.all_special_ids, *tok.get_added_vocab().values()}
     banned = sorted(tags - ({eos, say} if speak else {eos}))
     ids, shown, left, n = [], '', int(max_seconds * 12.5), 0
+    said = 0  # tokens of text already spoken
     while True:
         for i in write_tokens(s, how, gen, {eos, say}, banned):
             if i in (eos, say): break
             ids.append(i); new = tok.decode(ids)
             if new.endswith('\ufffd'): continue  # half of a letter
             s.mark('first_text_s'); yield Event('text', text=new[len(shown):]); shown = new
-        if i == eos or left <= 0: break
+        unsaid = speak and len(ids) > said  # as the reference: text left unsaid at the end is spoken once more
+        if left <= 0 or (i == eos and not unsaid): break
         s.feed_token(say)
         for e in speak_segment(s, how, gen, seed, left):
             n += e.kind == 'sound' and len(e.sound); left -= e.kind == 'frame'; yield e
-        s.feed_token(over); yield Event('segment')
+        s.feed_token(over); yield Event('segment'); said = len(ids)
+        if i == eos: break
     s.mark('total_s'); t = dict(s.marks, sound_s=n/24000)
     if n: t['rtf'] = t['total_s'] / t['sound_s']
     yield Event('done', text=shown.strip(), timings=t)
