@@ -2,13 +2,13 @@
 
 A row is measured in pairs, ours and the anchor in turn, so that a busy machine slows both alike; the ratio is the median
 over pairs and the spread its quartiles. A bench first checks that both sides give the same answer."""
-import importlib.metadata, os, platform, statistics, time
+import importlib, importlib.metadata, os, pkgutil, platform, statistics, time
 from dataclasses import dataclass
 from typing import Callable
 
 from omni_lite import __version__
 
-__all__ = ['Case', 'Bench', 'BENCHES', 'bench', 'paired', 'run', 'table', 'machine']
+__all__ = ['Case', 'Bench', 'BENCHES', 'bench', 'benches', 'one_thread', 'paired', 'run', 'table', 'machine']
 
 @dataclass(frozen=True)
 class Case:
@@ -17,6 +17,12 @@ class Case:
     ours: Callable                       # () -> anything
     anchor: Callable                     # () -> the same thing, another way
     agree: Callable = lambda a, b: True  # (ours, anchor) -> bool
+
+    def extra(self,
+        row:dict, # of this case: ours and anchor in ms
+    ) -> dict: # more columns
+        "What else this case measures, beside the ratio."
+        return {}
 
 @dataclass(frozen=True)
 class Bench:
@@ -39,6 +45,25 @@ def bench(
         BENCHES[name] = Bench(name, what, anchor, f)
         return f
     return _register
+
+def benches() -> dict: # name -> Bench
+    "All benches: every module of omni_lite.benches registers its own."
+    import omni_lite.benches as home
+    for m in pkgutil.iter_modules(home.__path__): importlib.import_module(f'{home.__name__}.{m.name}')
+    return BENCHES
+
+def one_thread(
+    f:Callable, # () -> anything
+    grad:bool=False, # does it need gradients?
+) -> Callable: # the same on one thread
+    "Run with one thread, so that a ratio holds per core."
+    import torch
+    def _run():
+        n = torch.get_num_threads(); torch.set_num_threads(1)
+        try:
+            with torch.set_grad_enabled(True) if grad else torch.inference_mode(): return f()
+        finally: torch.set_num_threads(n)
+    return _run
 
 def _seconds(f):
     t = time.perf_counter(); f()
@@ -80,53 +105,26 @@ def run(
     pairs:int=15, # timed pairs in a row
 ) -> dict: # name, what, anchor, machine, rows (case, ours, anchor, unit, ratio, spread, pairs)
     "Run one bench: check that both sides agree, warm up, then time them in pairs."
-    if name not in BENCHES: raise ValueError(f'there is no bench {name!r}: choose one of {", ".join(BENCHES)}.')
+    if name not in benches(): raise ValueError(f'there is no bench {name!r}: choose one of {", ".join(BENCHES)}.')
     if pairs < 3: raise ValueError(f'{pairs} pairs give no spread: use 3 or more.')
     b, rows = BENCHES[name], []
     for case in b.cases():
         if not case.agree(case.ours(), case.anchor()):
             raise ValueError(f'{name}, {case.name}: ours and the anchor disagree, so their times cannot be compared.')
-        rows.append(dict(case=case.name, **paired(case.ours, case.anchor, pairs)))
+        rows.append(row := dict(case=case.name, **paired(case.ours, case.anchor, pairs)))
+        row |= case.extra(row)
     return dict(name=name, what=b.what, anchor=b.anchor, machine=machine(), rows=rows)
 
 def table(
     result:dict, # what `run` returned
 ) -> str: # a Markdown table
     "A result for people."
+    usual = ('case', 'ours', 'anchor', 'unit', 'ratio', 'spread', 'pairs')
+    more = list(dict.fromkeys(k for r in result['rows'] for k in r if k not in usual))
+    line = lambda cells: f"| {' | '.join(cells)} |"
     out = [f'{result["name"]}: {result["what"]}; anchor: {result["anchor"]}', '',
-           '| case | ours | anchor | anchor / ours | quartiles |', '|---|---|---|---|---|']
+           line(['case', 'ours', 'anchor', 'anchor / ours', 'quartiles', *more]), '|' + '---|'*(5 + len(more))]
     for r in result['rows']:
-        out.append(f'| {r["case"]} | {r["ours"]:.3g} {r["unit"]} | {r["anchor"]:.3g} {r["unit"]} | {r["ratio"]:.2f} '
-                   f'| {r["spread"][0]:.2f} to {r["spread"][1]:.2f} |')
+        out.append(line([r['case'], f'{r["ours"]:.3g} {r["unit"]}', f'{r["anchor"]:.3g} {r["unit"]}', f'{r["ratio"]:.2f}',
+                         f'{r["spread"][0]:.2f} to {r["spread"][1]:.2f}', *(str(r.get(k, '')) for k in more)]))
     return '\n'.join(out) + '\n'
-
-# ---- the benches
-
-def naive_codes(
-    x, # (N, D) vectors
-    books, # (n_q, K, D) codebooks
-): # (N, n_q) indices of the nearest entries, level after level
-    "Residual quantisation as its definition reads: the distance to every entry, then what is left."
-    import torch
-    codes = []
-    for book in books:
-        at = torch.cdist(x, book).argmin(-1)
-        x = x - book[at]
-        codes.append(at)
-    return torch.stack(codes, -1)
-
-@bench('rvq', 'codes of 8 levels for 1, 10 and 100 seconds of sound', 'a loop over levels with torch.cdist')
-def _rvq():
-    import torch
-    from omni_lite.audio import rvq
-    torch.manual_seed(0)
-    return [_rvq_case(rvq, seconds) for seconds in (1, 10, 100)]
-
-def _rvq_case(rvq, seconds):
-    import torch
-    frames, dim, sizes = round(12.5*seconds), 768, (512,) + (256,)*7  # widths and entries of the nano preset
-    quantiser = rvq.RVQ(dim, sizes).eval()
-    books = [b.embed for b in quantiser.books]
-    x = torch.randn(frames, dim)  # (N, D)
-    return Case(f'{frames} frames x {dim}', lambda: quantiser.encode(x), lambda: naive_codes(x, books),
-                lambda a, b: (a == b).float().mean().item() > .99)  # near ties may fall either way in fp32

@@ -29,7 +29,7 @@ Model = Annotated[Optional[Path], typer.Option(help='folder of a checkpoint; def
 # ---- what a user may type wrong
 
 EXTRAS = dict(gradio='apps', imageio_ffmpeg='apps', jupyterlab='notebooks', matplotlib='notebooks', ipywidgets='notebooks',
-              onnxruntime='data', onnx='data', faster_whisper='judge', jiwer='judge', nbdev='dev', playwright='dev')
+              onnxruntime='data', onnx='data', faster_whisper='judge', jiwer='judge', pystoi='judge', nbdev='dev', playwright='dev')
 
 def parse_budget(
     text:str, # '15m', '3h', '900s', '1h30m'
@@ -220,12 +220,18 @@ def world(
 # ---- looking closer
 
 @app.command()
-def inspect(files:Annotated[list[Path], typer.Argument(help='pictures, sounds, clips')], model:Model=None):
+def inspect(
+    files:Annotated[list[Path], typer.Argument(help='pictures, sounds, clips')],
+    model:Model=None,
+    preset:Annotated[str, typer.Option(help='sizes to count with: nano, lite or 7b')]='nano',
+    tokens:Annotated[Optional[int], typer.Option(help='budget of a picture or frame, in tokens')]=None,
+    frames:Annotated[Optional[int], typer.Option(help='most frames of a clip')]=None,
+):
     "Say what the model would make of each file: its kind, length, and number of tokens."
     for f in files:
         if not f.is_file(): raise FileNotFoundError(f'{f} does not exist.')
     from omni_lite.plan import inspect_command
-    inspect_command(files=files, model=model)
+    inspect_command(files=files, model=model, preset=preset, tokens=tokens, frames=frames)
 
 @app.command()
 def plan(preset:Annotated[str, typer.Argument(help='nano, lite or 7b')]='nano'):
@@ -240,15 +246,18 @@ def bench(
     pairs:Annotated[int, typer.Option(min=3, help='timed pairs in a row')]=15,
 ):
     "Time a part against its anchor, in pairs."
-    from omni_lite.bench import BENCHES, run, table
+    from omni_lite.bench import benches, run, table
     if name is None:
-        for b in BENCHES.values(): print(f'{b.name}: {b.what}')
+        for b in benches().values(): print(f'{b.name}: {b.what}')
         return
-    names = list(BENCHES) if name == 'all' else [name]
+    names = list(benches()) if name == 'all' else [name]
     results = [run(n, pairs=pairs) for n in names]
     for r in results: print(table(r))
     if to:
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(json.dumps(results[0] if len(results) == 1 else results, indent=1) + '\n')
+
+from omni_lite.codec_cli import add_commands
+add_commands(app, parse_budget)
 
 if __name__ == '__main__': main()

@@ -143,7 +143,7 @@ GROUPS = {
                   files={'data/model.bin.part2': 'c8f550bdda12140f5b56ef25cfa0b1f613a9814d058e438e4d2fdc1986aa1408'}))),
     'emoji': Group(
         use='labelled pictures of one thing in three drawing styles',
-        without='pictures are drawn by formula alone, without emoji',
+        without='pictures and clips show only the 30 things of the small world',
         holds='google/*.png, twitter/*.png (64 px), fluent/*.webp (256 px), emoji.json, en/ (labels and tags)',
         build=_emoji,
         proof={'emoji.json': '', 'google/1f600.png': '', 'twitter/1f600.png': '', 'fluent/1f600.webp': '', 'en/data.json': ''},

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'NORMS', 'attention_mask', 'rope_angles', 'rotate', 'sinusoids', 'Attention', 'quick_gelu', 'FFN',
-           'Block', 'Transformer']
+           'Block', 'Transformer', 'CausalConv1d', 'trim_cache']
 
 # %% ../nbs/00b_layers.ipynb #177e0298
 import math
@@ -169,3 +169,23 @@ def forward(self:Transformer,
     "All blocks in turn."
     for b in self.blocks: x = b(x, mask, angles, cache)
     return self.norm(x)  # (B, T, D)
+
+# %% ../nbs/00b_layers.ipynb #becf6bc3
+class CausalConv1d(nn.Conv1d):
+    "Convolution that sees only the past; `cache` keeps its left context between calls."
+    def forward(self, x:Tensor, cache:dict|None=None) -> Tensor: # (B, C, T); contexts by module -> (B, C', T)
+        "Convolve; with a cache, as if the earlier calls stood before this one."
+        n = (self.kernel_size[0] - 1) * self.dilation[0]
+        if n == 0: return super().forward(x)
+        past = x.new_zeros(*x.shape[:2], n) if cache is None or id(self) not in cache else cache[id(self)]
+        x = torch.cat([past, x], -1)  # (B, C, n + T)
+        if cache is not None: cache[id(self)] = x[..., -n:]
+        return super().forward(x)
+
+# %% ../nbs/00b_layers.ipynb #9c693d13
+def trim_cache(
+    cache:dict, n:int, # of a stream, changed in place; positions to keep of all keys and values
+) -> None:
+    "Forget keys and values further back than attention looks."
+    for k, v in cache.items():
+        if isinstance(v, tuple): cache[k] = tuple(p[:, :, max(0, p.shape[2] - n):] for p in v)

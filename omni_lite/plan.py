@@ -1,7 +1,7 @@
 """What a rung weighs and what a file costs: arithmetic for the command line, nothing is trained or run here."""
 from pathlib import Path
 
-__all__ = ['plan_rows', 'plan_command', 'cost_of', 'inspect_command']
+__all__ = ['plan_rows', 'plan_command', 'sound_seconds', 'cost_row', 'cost_of', 'inspect_command']
 
 def plan_rows(
     preset:str='nano', # tiny, nano, lite or 7b
@@ -31,34 +31,80 @@ def plan_command(
         return
     for s in stages: print(f'{s.name:10} {100*s.share:4.0f} % of the budget  trains {", ".join(s.trains):40} {s.about}')
 
+def sound_seconds(
+    path:str|Path, # sound, or clip with sound
+) -> float|None: # length of its sound track; None without one
+    "Length of a sound track by its header, whatever the name of the file says."
+    import soundfile as sf
+    from omni_lite.vision.video import clip_seconds, open_clip
+    try: return sf.info(str(path)).duration
+    except (sf.LibsndfileError, RuntimeError): pass
+    try:
+        with open_clip(path) as f: return clip_seconds(f, f.streams.audio[0]) if f.streams.audio else None
+    except ValueError: return None
+
+def _cache_mb(cfg, positions): # fp16 keys and values of so many positions
+    llm = cfg.llm
+    return round(positions * llm.layers * 2 * llm.kv_heads * (llm.dim // llm.num_heads) * 2 / 2**20, 2)
+
+def _heard(cfg, seconds): # what a sound track costs
+    n = -(-int(seconds * 12.5 * 1000) // 1000)
+    return dict(seconds=seconds, tokens=n, codes=n*len(cfg.audio.codebook_sizes), positions=n + 2)
+
+def _seen(path, cfg, tokens, frames): # what a picture or a clip costs
+    from omni_lite.vision.video import count_tokens, measure_file
+    (size, seconds), v = measure_file(path), cfg.vision
+    most = v.max_pixels if seconds is None else v.max_frame_pixels
+    most = tokens * (v.patch*v.merge)**2 if tokens else most
+    bill = count_tokens(*size, seconds, max_frames=frames or v.max_frames, pixels=(min(v.min_pixels, most), most),
+                        patch=v.patch, merge=v.merge, temporal=v.temporal)
+    return dict(kind='picture' if seconds is None else 'clip', given=size, seconds=seconds, **bill._asdict())
+
+def cost_row(
+    path:str|Path, # picture, clip or sound
+    cfg, # NanoConfig
+    tokens:int|None=None, # budget of a picture or a frame in tokens; None = the rung's
+    frames:int|None=None, # budget of a clip in frames; None = the rung's
+) -> dict: # kind, tokens, positions, cache_mb and what else is known
+    "What one file costs on a rung, by its header: the kind is asked of the bytes, not of the name."
+    if any(n is not None and n < 1 for n in (tokens, frames)):
+        raise ValueError(f'a budget of {tokens} tokens and {frames} frames: give one or more of each.')
+    heard = sound_seconds(path)
+    try: row = _seen(path, cfg, tokens, frames)
+    except ValueError:
+        if heard is None: raise
+        row = dict(kind='sound', **_heard(cfg, heard))
+    if row['kind'] == 'clip' and heard: row['sound'] = _heard(cfg, heard)
+    return row | dict(cache_mb=_cache_mb(cfg, row['positions']))
+
 def cost_of(
     path:Path, # picture, clip or sound
     cfg, # NanoConfig
+    tokens:int|None=None, # budget of a picture or a frame in tokens; None = the rung's
+    frames:int|None=None, # budget of a clip in frames; None = the rung's
 ) -> str: # one line
-    "Tokens and memory of one file on a rung."
-    from omni_lite.vision.video import inspect_file
-    v = cfg.vision
-    sounds = ('.wav', '.flac', '.ogg', '.mp3', '.m4a', '.opus')
-    if path.suffix.lower() in sounds:
-        from omni_lite.omni.processor import read_sound
-        seconds = len(read_sound(path)) / 16000
-        n = -(-int(seconds * 12.5 * 1000) // 1000)
-        return f'{path.name}: sound, {seconds:.2f} s, {n} tokens of 80 ms, {n*len(cfg.audio.codebook_sizes)} codes'
-    still = inspect_file(path, patch=v.patch, merge=v.merge, temporal=v.temporal, max_frames=v.max_frames)
-    top = v.max_pixels if still.num_frames == 1 else v.max_frame_pixels
-    b = inspect_file(path, patch=v.patch, merge=v.merge, temporal=v.temporal, max_frames=v.max_frames, pixels=(v.min_pixels, top))
-    kind = 'picture' if b.num_frames == 1 else f'clip, {b.num_frames} frames'
-    return f'{path.name}: {kind}, seen at {b.size[1]} x {b.size[0]}, {b.patches} patches, {b.tokens} tokens, {b.megabytes} MB'
+    "Tokens and memory of one file on a rung, for people."
+    r, name = cost_row(path, cfg, tokens, frames), Path(path).name
+    cache = f'{r["positions"]} positions, {r["cache_mb"]} MB of cache'
+    if r['kind'] == 'sound':
+        return f'{name}: sound, {r["seconds"]:.2f} s, {r["tokens"]} tokens of 80 ms, {r["codes"]} codes, {cache}'
+    kind = 'picture' if r['kind'] == 'picture' else f'clip, {r["seconds"]:.1f} s, {r["num_frames"]} frames'
+    line = (f'{name}: {kind}, {r["given"][1]} x {r["given"][0]} seen at {r["size"][1]} x {r["size"][0]}, '
+            f'{r["patches"]} patches of {r["megabytes"]} MB, {r["tokens"]} tokens, {cache}')
+    return line + (f'; its sound {r["sound"]["tokens"]} tokens more if heard' if 'sound' in r else '')
 
 def inspect_command(
     files:list, # of Path
-    model:Path|None=None, # checkpoint folder; None = the nano preset's sizes
+    model:Path|None=None, # checkpoint folder; None = the sizes of `preset`
+    preset:str='nano', # tiny, nano, lite or 7b
+    tokens:int|None=None, # budget of a picture or a frame in tokens; None = the rung's
+    frames:int|None=None, # budget of a clip in frames; None = the rung's
 ) -> None:
     "Print what each file costs."
     import json
-    from omni_lite.config import NanoConfig, preset
-    cfg = preset('nano')
+    from omni_lite.config import NanoConfig, preset as get_preset
+    cfg = get_preset(preset)
     if model:
         d = json.loads((Path(model)/'config.json').read_text()); d.pop('model_type', None)
         cfg = NanoConfig.from_dict(d)
-    for f in files: print(cost_of(Path(f), cfg))
+    for f in files: print(cost_of(Path(f), cfg, tokens, frames))

@@ -33,10 +33,21 @@ def test_disagreement_is_not_timed(monkeypatch):
 
 def test_bad_requests():
     with pytest.raises(ValueError, match='no bench'): B.run('nothing')
-    with pytest.raises(ValueError, match='3 or more'): B.run('rvq', pairs=2)
-    with pytest.raises(ValueError, match='registered already'): B.bench('rvq', '', '')(lambda: [])
+    with pytest.raises(ValueError, match='3 or more'): B.run('vocoder', pairs=2)
+    with pytest.raises(ValueError, match='registered already'): B.bench('vocoder', '', '')(lambda: [])
 
-def test_rvq_bench_compares_equal_work():
-    pytest.importorskip('omni_lite.audio.rvq')
-    case = BENCHES['rvq'].cases()[0]
-    assert case.agree(case.ours(), case.anchor())
+def test_every_bench_registers_itself():
+    assert {'codec', 'navit', 'rvq', 'vocoder'} <= set(B.benches())
+
+def test_more_columns(monkeypatch):
+    class More(Case):
+        def extra(self, row): return dict(rtf=row['ours'])
+    monkeypatch.setitem(BENCHES, 'toy', Bench('toy', '', '', lambda: [More('toy', lambda: 1, lambda: 1)]))
+    row = B.run('toy', pairs=3)['rows'][0]
+    assert row['rtf'] == row['ours']
+
+def test_one_thread_gives_the_threads_back():
+    import torch
+    n = torch.get_num_threads()
+    assert B.one_thread(torch.get_num_threads)() == 1 and torch.get_num_threads() == n
+    assert B.one_thread(torch.is_grad_enabled, grad=True)() and not B.one_thread(torch.is_grad_enabled)()

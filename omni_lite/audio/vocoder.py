@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['FILTER_HOP', 'SOURCE_MAX', 'AREA', 'PULSE_LEVEL', 'NOISE_LEVEL', 'RESOLUTIONS', 'sample_pitch', 'pulse_train',
            'envelope_matrix', 'analyse', 'overlap_add', 'synthesise', 'Pitch', 'Snake', 'ResBlock', 'Vocoder',
-           'VocoderStream', 'magnitude', 'spectral_loss', 'pitch_loss', 'pitch_grid', 'critic_stack', 'Critics',
-           'discriminator_loss', 'adversarial_loss', 'vocoder_loss']
+           'VocoderStream', 'magnitude', 'spectral_loss', 'pitch_loss', 'pitch_grid', 'vocoder_loss']
 
 # %% ../../nbs/06_vocoder.ipynb #9dcfce16
 from functools import lru_cache
@@ -19,7 +18,8 @@ import torchaudio.functional as AF
 from einops import rearrange, repeat
 from fastcore.basics import patch
 from .mel import VOICE_FFT, VOICE_HOP, VOICE_RATE, mel_filters
-from .flow import CausalConv1d, frame_noise
+from ..layers import CausalConv1d
+from .flow import frame_noise
 
 # %% ../../nbs/06_vocoder.ipynb #0f28ba07
 FILTER_HOP, SOURCE_MAX = 120, 11000.  # samples between filter frames (200 Hz); highest harmonic in Hz
@@ -301,65 +301,12 @@ def pitch_grid(
     a, b = torch.where(voiced[lo], f0[lo], f0[hi]), torch.where(voiced[hi], f0[hi], f0[lo])
     return torch.where(voiced[near], a + (b - a)*(at - lo).clamp(0, 1), 0*a)
 
-# %% ../../nbs/06_vocoder.ipynb #22f65522
-def critic_stack(channels:int, kernel:int, stride:int) -> nn.ModuleList: # of the first layer; along time, in samples
-    "Five convolutions over (B, 1, time, period), the last one a verdict."
-    w = [1] + [channels * 2**i for i in range(4)]
-    convs = [nn.Conv2d(a, b, (kernel, 1), (stride, 1), (kernel//2, 0), groups=1 if a == 1 else 4)
-             for a, b in zip(w, w[1:])]
-    return nn.ModuleList([*convs, nn.Conv2d(w[-1], 1, (3, 1), 1, (1, 0))])
-
-# %% ../../nbs/06_vocoder.ipynb #a4db0542
-class Critics(nn.Module):
-    "HiFi-GAN's multi-period and multi-scale discriminators in small."
-    def __init__(self, channels:int=16, periods:tuple=(2, 3, 5, 7, 11), num_scales:int=2): # scales: 24 kHz, 12 kHz...
-        super().__init__()
-        self.periods, self.num_scales = periods, num_scales
-        self.period = nn.ModuleList(critic_stack(channels, 5, 3) for _ in periods)
-        self.scale = nn.ModuleList(critic_stack(channels, 15, 4) for _ in range(num_scales))
-
-# %% ../../nbs/06_vocoder.ipynb #a1a73032
-@patch
-def views(self:Critics, wav:Tensor) -> list: # (B, L) -> one (B, 1, time, period) per critic
-    "The sound folded by each period, then at each rate."
-    fold = lambda p: F.pad(wav, (0, -wav.shape[1] % p)).unflatten(1, (-1, p))[:, None]
-    slow = lambda i: (F.avg_pool1d(wav[:, None], 2**i) if i else wav[:, None])[..., None]
-    return [*map(fold, self.periods), *map(slow, range(self.num_scales))]
-
-# %% ../../nbs/06_vocoder.ipynb #0ab61b18
-@patch
-def forward(self:Critics, wav:Tensor) -> list: # (B, L) -> per critic the activities, the last one is its verdict
-    "Everything the critics think of a sound."
-    out = []
-    for x, net in zip(self.views(wav), (*self.period, *self.scale)):
-        acts = [net[0](x)]
-        for conv in net[1:]: acts.append(conv(F.leaky_relu(acts[-1], .1)))
-        out.append(acts)
-    return out
-
-# %% ../../nbs/06_vocoder.ipynb #2ba2d7aa
-def discriminator_loss(critics:Critics, wav:Tensor, fake:Tensor) -> Tensor: # (B, L) true, made (gradient cut) -> scalar
-    "Least squares: true sound should get 1, made sound 0."
-    real, made = critics(wav), critics(fake.detach())
-    return sum(((1 - r[-1])**2).mean() + (m[-1]**2).mean() for r, m in zip(real, made)) / len(real)
-
-# %% ../../nbs/06_vocoder.ipynb #3e08c95a
-def adversarial_loss(critics:Critics, wav:Tensor, fake:Tensor) -> dict: # (B, L) true, made -> adversarial, features
-    "What the critics say of the sound made, and how unlike the true one it feels to them."
-    with torch.no_grad(): real = critics(wav)
-    made = critics(fake)
-    adv = sum(((1 - m[-1])**2).mean() for m in made) / len(made)
-    feat = sum(F.l1_loss(a, b) for r, m in zip(real, made) for a, b in zip(r[:-1], m[:-1])) / len(made)
-    return dict(adversarial=.1*adv, features=.2*feat)
-
 # %% ../../nbs/06_vocoder.ipynb #9d3b0816
 def vocoder_loss(
     vocoder:Vocoder, mel:Tensor, # in train mode; (B, M, T) crops, cut from the mel of the whole sentence
     wav:Tensor, f0:Tensor, # (B, 480 T) their sound; (B, 4T) true pitch in Hz, 0 = unvoiced, see `pitch_grid`
-    critics:Critics|None=None, # adds the adversarial terms
-) -> tuple[dict, Tensor, Tensor]: # terms to be added; made and true sound (B, 480 (T-1)) for `discriminator_loss`
+) -> tuple[dict, Tensor, Tensor]: # terms to be added; made and true sound (B, 480 (T-1)), for critics
     "All losses of one training step of the vocoder, weighted."
     fake, wav = vocoder(mel, f0, torch.randn_like(wav))[:, :-VOICE_HOP], wav[:, :-VOICE_HOP]
     terms = {**spectral_loss(fake, wav), **{k: .1*v for k, v in pitch_loss(vocoder, mel, f0).items()}}
-    if critics is not None: terms |= adversarial_loss(critics, wav, fake)
     return terms, fake, wav

@@ -697,8 +697,8 @@ def world_lines(
         lines[i]['voice'] = pick_voice(rng, lines[i]['split'], kokoro=True)
     return [lines[i] for i in rng.permutation(len(lines))]
 
-# %% ../../nbs/31_speech.ipynb #4b9c3722
-NUM_LINES = dict(small=12000, full=60000)
+# %% ../../nbs/31_speech.ipynb #d70569ed
+NUM_LINES = dict(small=24000, full=60000)
 
 def world_command(
     world:str='small', # size of the world

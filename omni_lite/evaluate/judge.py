@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['NUMBERS', 'wilson', 'normal', 'wer', 'wer_interval', 'listen']
 
-# %% ../../nbs/40_judge.ipynb #1d2ce9b0
+# %% ../../nbs/40_judge.ipynb #704f2a42
 from functools import lru_cache
 import math, re
 import numpy as np
+import torch
 
 # %% ../../nbs/40_judge.ipynb #ce2713af
 def wilson(
@@ -64,7 +65,10 @@ def wer_interval(
 def _whisper():
     from faster_whisper import WhisperModel
     from omni_lite.fetch import fetch
-    return WhisperModel(str(fetch('judge')), device='cpu', compute_type='int8', cpu_threads=2)
+    threads = torch.get_num_threads()
+    ear = WhisperModel(str(fetch('judge')), device='cpu', compute_type='int8', cpu_threads=2)
+    torch.set_num_threads(threads)  # which the library changes, and with it every speed measured after
+    return ear
 
 # %% ../../nbs/40_judge.ipynb #949f94cd
 def listen(
@@ -72,6 +76,7 @@ def listen(
 ) -> str: # what Whisper base hears, greedy
     "Transcript by an independent recogniser."
     from omni_lite.audio.mel import load_sound
+    if not len(wav): return ''
     x = load_sound(wav, rate).numpy()
     if len(x) < 1600 or np.abs(x).max() < 1e-4: return ''
     x = np.pad(x, (1600, 4800))

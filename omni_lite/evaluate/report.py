@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from ..audio.mel import VOICE_RATE
+from ..audio.mel import VOICE_RATE, load_sound
 from ..data.pictures import render_picture, render_clip, samples_path
 from ..data.sounds import render_sound
 from ..data.speech import SpeechStore
@@ -157,16 +157,12 @@ def add_wer(self:Card,
     self.rows.append(row | more)
     return w
 
-# %% ../../nbs/41_report.ipynb #7fd4867b
-def _to16(w):
-    from omni_lite.audio.mel import load_sound
-    return load_sound(w, VOICE_RATE).numpy()
-
+# %% ../../nbs/41_report.ipynb #4d051fed
 @patch
 def teacher(self:Card) -> tuple: # recordings [(L,)], their texts
-    "Held-out answers as the teacher's voice says them."
+    "Held-out sentences as the teacher's voice says them; of a single word the judge, too, must guess the half."
     rows = self.store.rows
-    idx = [i for i in self.store.where(kind='answer', split='test') if len(rows[i]['text'].split()) > 1][:self.n // 2]
+    idx = [i for i in self.store.where(kind='answer', split='test') if len(rows[i]['text'].split()) > 3][:self.n // 2]
     return [np.asarray(self.store[i]['wav'], np.float32) / 32767 for i in idx], [rows[i]['text'] for i in idx]
 
 # %% ../../nbs/41_report.ipynb #91757f22
@@ -175,7 +171,7 @@ def codec(self:Card, levels:tuple=(1, 2, 4, 8)) -> None: # how many code levels 
     "Teacher's recordings and their copies through the first k code levels."
     wavs, said = self.teacher()
     best = self.add_wer('teacher voice', said, [listen(w) for w in self.bar(wavs, 'teacher')])
-    codes = [self.m.tokenizer.encode(torch.from_numpy(_to16(w))) for w in wavs]
+    codes = [self.m.tokenizer.encode(load_sound(w, VOICE_RATE)) for w in wavs]
     for k in levels:
         out = [Voice(self.m).push(c[:, :k], True) for c in self.bar(codes, f'codec, {k} levels')]
         ceiling = best if k == levels[0] else None

@@ -35,10 +35,10 @@ class Sampling:
     "How to draw; defaults follow the reference's table, cooler for a small model."
     text_temperature:float = 0. # 0 = the most likely token
     text_top_k:int = 20
-    audio_temperature:float = .3 # of all code levels
+    audio_temperature:float = 0. # of all code levels; the small model speaks clearest when it does not draw
     audio_top_k:int = 5
     max_text:int = 60 # tokens per segment
-    first_tokens:int = 4 # audio tokens before the first sound leaves
+    first_tokens:int = 5 # audio tokens before the first sound leaves: one chunk of the flow decoder
     then_tokens:int = 5 # and between later sounds
 
 # %% ../../nbs/24_generate.ipynb #92a1a6a8
@@ -49,7 +49,7 @@ class Voice:
         seed:int=0, # of the flow's noise
         use_flow:bool=True, # False: the mel decoder's own mel goes to the vocoder
     ):
-        self.m, self.codes, self.done = model, [], 0
+        self.m, self.cache, self.begun = model, {}, False
         f = model.cfg.flow
         self.flow = FlowStream(model.flow, steps=f.steps, guidance=f.guidance, seed=seed) if use_flow else None
         self.vocoder = VocoderStream(model.vocoder)
@@ -60,16 +60,13 @@ class Voice:
         final:bool=False, # no more will come
     ) -> np.ndarray: # float32 at 24 kHz, what became final
         "Sound of the new codes."
-        self.codes += list(codes)
-        new = len(self.codes) * self.m.cfg.audio.ratio - self.done
-        mel = torch.zeros(1, self.m.cfg.audio.voice_mels, 0)
-        if new:
-            d = self.m.tokenizer.decode(torch.stack(self.codes)[None])
-            mel = self.flow.push(d.hidden[:, self.done:]) if self.flow else d.mel[:, self.done:].transpose(1, 2)
-            self.done += new
-        if final and self.flow and self.codes: mel = torch.cat([mel, self.flow.finish()], 2)
+        mel = torch.zeros(1, self.m.cfg.audio.voice_mels, 0, device=self.m.device)
+        if len(codes):
+            d, self.begun = self.m.tokenizer.decode(codes[None], self.cache), True
+            mel = self.flow.push(d.hidden) if self.flow else d.mel.transpose(1, 2)
+        if final and self.flow and self.begun: mel = torch.cat([mel, self.flow.finish()], 2)
         out = [self.vocoder.push(mel)] + ([self.vocoder.finish()] if final else [])  # (1, samples) each
-        return torch.cat(out, -1).flatten().numpy()
+        return torch.cat(out, -1).flatten().cpu().numpy()
 
 # %% ../../nbs/24_generate.ipynb #339549ff
 class _Session:  # cache, last state, clocks

@@ -72,7 +72,8 @@ def flow_sizes(
     "The flow decoder's arguments out of the config."
     f = cfg.flow
     return dict(prenet_dim=f.prenet_dim, prenet_depth=f.prenet_layers, channels=f.channels, num_mid_blocks=f.mid_blocks,
-                num_heads=f.num_heads, attn_per_block=f.attn_per_block, chunk=f.chunk)
+                num_heads=f.num_heads, attn_per_block=f.attn_per_block, chunk=f.chunk, left=f.left,
+                official=f.official)
 
 # %% ../../nbs/22_model.ipynb #571969fa
 @patch

@@ -11,29 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from fastcore.basics import patch
+
+# %% ../../nbs/23_processor.ipynb #0e06b009
 from ..config import NanoConfig, preset
 from ..text import EOS, SYS, USER, ASSISTANT, ALOUD
 from ..audio.mel import load_sound, EAR_RATE, VOICE_RATE
 from ..vision.image import patchify, load_image
-from ..vision.video import sample_frames
+from ..vision.video import sample_frames, video_sound
+from ..vision.long_video import clock, watch
 from .rows import Row, RowBuilder
-
-# %% ../../nbs/23_processor.ipynb #a4eb34a9
-def _from_file(path):  # (array, rate); the sound track when it is a film
-    import soundfile as sf
-    try: return sf.read(str(path), dtype='float32')
-    except (sf.LibsndfileError, RuntimeError):
-        from omni_lite.vision.video import video_sound
-        if found := video_sound(path): return found
-    raise ValueError(f'{Path(path).name} holds no sound: record it again as wav, flac, ogg or mp3')
 
 # %% ../../nbs/23_processor.ipynb #0c76dd52
 def read_sound(
     audio:str|Path|tuple, # path, or (array, rate)
 ) -> Tensor: # (L,) float32 at 16 kHz
     "A recording from a file or an array at the ear's rate."
-    wav, rate = audio[:2] if isinstance(audio, (tuple, list)) else _from_file(audio)
-    return load_sound(wav, rate)
+    return load_sound(tuple(audio[:2]) if isinstance(audio, (tuple, list)) else audio)
 
 # %% ../../nbs/23_processor.ipynb #0ccb06b3
 class OmniProcessor:
@@ -63,12 +56,28 @@ def picture(self:OmniProcessor,
     v = self.cfg.vision; most = v.max_frame_pixels if frame else v.max_pixels
     return patchify(image, v.min_pixels, most, v.patch, v.merge, v.temporal)
 
-# %% ../../nbs/23_processor.ipynb #54ee9ffd
+# %% ../../nbs/23_processor.ipynb #adfc2e75
 @patch
-def frames(self:OmniProcessor, video:str|Path|list) -> list: # of (patches, grid)
-    "The frames of a clip, from a file or a list of pictures."
-    pics = video if isinstance(video, list) else sample_frames(video, 1., self.cfg.vision.max_frames)
-    return [self.picture(p, True) for p in pics]
+def frames(self:OmniProcessor,
+    video:str|Path|list, merge:bool=False, # file, or pictures one second apart; neighbours averaged in a long file?
+) -> list: # of (seconds, (patches, grid))
+    "The frames of a clip and when they were."
+    n = self.cfg.vision.max_frames
+    if isinstance(video, list): found = list(enumerate(video))
+    else: found = watch(video, n) if merge else sample_frames(video, 1., n, with_times=True)
+    return [(t, self.picture(p, True)) for t, p in found]
+
+# %% ../../nbs/23_processor.ipynb #5ec1aba4
+@patch
+def add_clip(self:OmniProcessor,
+    b:RowBuilder, part:dict, listen:Callable, # as for `add_part`; switches of the part: stamps, merge, sound
+) -> RowBuilder:
+    "Append a clip: frames, their times in the text when asked, its sound track when asked."
+    for t, p in self.frames(part['video'], part.get('merge', False)):
+        if part.get('stamps'): b.text(clock(t) + ' ')
+        b.see(*p, frame=True)
+    track = video_sound(part['video']) if part.get('sound') else None
+    return b.hear(listen(read_sound(track))) if track else b
 
 # %% ../../nbs/23_processor.ipynb #d8cb82f5
 def add_part(self:OmniProcessor,
@@ -81,8 +90,7 @@ def add_part(self:OmniProcessor,
     if kind == 'text': return b.text(part['text'])
     if kind == 'image': return b.see(*self.picture(part['image']))
     if kind == 'audio': return b.hear(listen(read_sound(part['audio'])))
-    for p in self.frames(part['video']): b.see(*p, frame=True)
-    return b
+    return self.add_clip(b, part, listen)
 
 # %% ../../nbs/23_processor.ipynb #08f18e5b
 def _add_message(self, b, m, listen):  # tag of the speaker, parts, end when it is an answer

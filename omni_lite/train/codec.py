@@ -13,12 +13,18 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
+from einops import rearrange
 from fastcore.basics import patch
+
+# %% ../../nbs/07_codec.ipynb #6ca89b20
+from ..config import LossConfig
 from ..audio.encoder import length_mask
 from ..audio.rvq import Quantised
 from ..audio.tokenizer import AudioTokenizer, Decoded, phone_loss
 from ..audio.flow import FlowDecoder
 from ..audio.vocoder import Vocoder, pitch_grid, pitch_loss, vocoder_loss
+
+# %% ../../nbs/07_codec.ipynb #ad14df6e
 from ..data.speech import SpeechStore
 from ..text import HEAR, ASSISTANT, EOS, encode_text
 
@@ -27,7 +33,7 @@ class SoundBatches:
     "Endless batches of utterances from a store; its state is one random generator and a place in a pool."
     def __init__(self,
         store:SpeechStore, # where sound comes from
-        frames:int=480, longest:int=40, # tokens (80 ms) per batch, about; longer utterances are cropped at random
+        frames:int=480, longest:int=80, # tokens (80 ms) per batch, about; longer utterances are cropped at random
         keep:Callable|None=None, # row of the index -> use it?
         arrays:tuple=('mel16', 'mel24', 'phone'), # what to load
         seed:int=0, # of order and crops
@@ -94,12 +100,10 @@ class TokenizerObjective(nn.Module):
         tok:AudioTokenizer, # trained
         llm:nn.Module|None=None, # frozen causal LM; None = no transcript loss
         text:'PreTrainedTokenizerFast|None'=None, # text tokenizer of that LM
-        weights:dict=dict(mel=1., commit=.1, phone=.5, transcript=.1), # of the terms
-        warm:float=.06, # share of the stage without quantisation
-        full:float=.35, # from here on every sample passes through the codes
+        loss:LossConfig=LossConfig(), # weights of the terms, and the curriculum
     ):
         super().__init__()
-        self.tok, self.weights, self.warm, self.full, self.text = tok, weights, warm, full, text
+        self.tok, self.cfg, self.text = tok, loss, text
         self.lm = [llm]  # in a list: not a submodule, so it is neither trained nor saved
         self.proj = nn.Linear(tok.cfg.code_dim, llm.config.hidden_size) if llm is not None else None
 
@@ -109,18 +113,23 @@ def quantise(self:TokenizerObjective,
     z:Tensor, lengths:Tensor, progress:float, # (B, T, C) latents, (B,) tokens, place in the stage
 ) -> Quantised:
     "No codes at first, then codes for a growing share of the samples."
-    if self.training and progress < self.warm: return Quantised(z, None, z, z.sum() * 0, None)
-    share = min(1., .1 + .9 * (progress - self.warm) / (self.full - self.warm)) if self.training else 1.
+    warm, full = self.cfg.warm, self.cfg.full
+    if self.training and progress < warm: return Quantised(z, None, z, z.sum() * 0, None)
+    share = min(1., .1 + .9 * (progress - warm) / (full - warm)) if self.training else 1.
     return self.tok.rvq(z, length_mask(lengths, z.shape[1]), share)
 
 # %% ../../nbs/07_codec.ipynb #92d4f178
 def mel_loss(
     out:Decoded, # of the mel decoder, normalised
     target:Tensor, mask:Tensor, # (B, 4T, M) normalised mel; (B, 4T) bool
+    scales:tuple=(1, 4), # frames averaged before comparing: 20 ms and one token
 ) -> Tensor:
-    "L1 + L2 on the coarse and the refined mel (reference section 1.4)."
-    errors = [(m - target)[mask] for m in (out.coarse, out.mel)]
-    return sum(e.abs().mean() + .5 * e.square().mean() for e in errors)
+    "L1 + L2 on the coarse and the refined mel at several scales (reference section 1.4)."
+    diff, loss = torch.stack([out.coarse, out.mel]) - target, 0.  # (2, B, 4T, M)
+    for s in scales:
+        e = rearrange(diff, 'k b (t s) m -> k b t s m', s=s).mean(3)[:, mask[:, ::s]]
+        loss = loss + 2 * (e.abs().mean() + .5 * e.square().mean()) / len(scales)
+    return loss
 
 # %% ../../nbs/07_codec.ipynb #ff0794cb
 def _dictation(llm, tok, sounds, texts):  # projected sounds [(n, D)] -> inputs (B, T, D), labels (B, T)
@@ -153,10 +162,11 @@ def forward(self:TokenizerObjective,
     tok, n = self.tok, batch['lengths']
     q = self.quantise(tok.latents(batch['mel16'].transpose(1, 2), n), n, progress)
     target = (batch['mel24'] - tok.mel_mean) / tok.mel_std
-    out = dict(mel=mel_loss(tok.decoder(q.z), target, length_mask(n * tok.cfg.ratio, target.shape[1])), commit=q.commit)
+    mel = mel_loss(tok.decoder(q.z), target, length_mask(n * tok.cfg.ratio, target.shape[1]), self.cfg.mel_scales)
+    out = dict(mel=mel, commit=q.commit)
     out['phone'], right = phone_loss(tok, q.level1, batch['phone'])
     if self.proj is not None: out['transcript'] = self.transcript_loss(q.level1, n, batch['text'])
-    return out | dict(phone_right=right, loss=sum(self.weights[k] * v for k, v in out.items()))
+    return out | dict(phone_right=right, loss=sum(getattr(self.cfg, k) * v for k, v in out.items()))
 
 # %% ../../nbs/07_codec.ipynb #30290276
 @torch.no_grad()

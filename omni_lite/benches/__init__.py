@@ -1,0 +1,1 @@
+"""Benches, one module for each: imported when asked for, since they import what they time."""
