@@ -653,6 +653,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report.Card.teacher': ( 'report.html#card.teacher',
                                                                                        'omni_lite/evaluate/report.py'),
+                                           'omni_lite.evaluate.report.Card.teacher_says': ( 'report.html#card.teacher_says',
+                                                                                            'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report.Card.understanding': ( 'report.html#card.understanding',
                                                                                              'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report._medians': ('report.html#_medians', 'omni_lite/evaluate/report.py'),

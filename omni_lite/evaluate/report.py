@@ -190,6 +190,15 @@ def spoken_requests(self:Card) -> list: # of (Sample, messages)
 def _write_down(audio):  # messages that ask for a transcript
     return [dict(role='user', content=[dict(type='text', text=TRANSCRIBE), dict(type='audio', audio=audio)])]
 
+# %% ../../nbs/41_report.ipynb #49f73a53
+@patch
+def teacher_says(self:Card, texts:list) -> float|None: # word error rate of the teacher, None where it said none of them
+    "The judge on the teacher's recordings of these texts."
+    have = {r['text']: i for i, r in enumerate(self.store.rows) if r['voice'] == 'heart' and r['kind'] != 'sound'}
+    said = [t for t in texts if t in have]
+    wavs = [np.asarray(self.store[have[t]]['wav'], np.float32) / 32767 for t in said]
+    return wer(said, [listen(w) for w in self.bar(wavs, 'teacher on the same')]) if said else None
+
 # %% ../../nbs/41_report.ipynb #754452e6
 @patch
 def speaking(self:Card) -> None:
@@ -200,9 +209,8 @@ def speaking(self:Card) -> None:
         wav = np.zeros(2400, np.float32) if wav is None else wav
         truth.append(s.answer); wrote.append(text or '-'); heard.append(listen(wav)); times.append(t)
         if len(again) < self.n // 3: again.append(self.answer(_write_down((wav, VOICE_RATE)))[0])
-    copy = next((r['score'] for r in self.rows if r['ability'].startswith('codec, 8')), None)
-    self.add_wer('any → spoken answer', truth, heard, copy)
-    self.add_wer('speech against its own text', wrote, heard, copy)
+    self.add_wer('any → spoken answer', truth, heard, self.teacher_says(truth))
+    self.add_wer('speech against its own text', wrote, heard, self.teacher_says(wrote))
     self.add_wer('own speech heard again', wrote[:len(again)], again)
     self.timings = _medians(times)
 

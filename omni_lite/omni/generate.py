@@ -32,10 +32,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Sampling:
-    "How to draw; defaults follow the reference's table, cooler for a small model."
+    "How to draw. The reference draws warm (section 4); a model this small is clearest without chance."
     text_temperature:float = 0. # 0 = the most likely token
     text_top_k:int = 20
-    audio_temperature:float = 0. # of all code levels; the small model speaks clearest when it does not draw
+    audio_temperature:float = 0. # of all code levels; 0 = the most likely code
     audio_top_k:int = 5
     max_text:int = 60 # tokens per segment
     first_tokens:int = 5 # audio tokens before the first sound leaves: one chunk of the flow decoder
