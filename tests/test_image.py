@@ -1,5 +1,5 @@
 "The image door under odd and broken files: what opens is right, what does not says why in one sentence, in bounded memory."
-import io, struct, subprocess, sys, zlib
+import struct, subprocess, sys, zlib
 from functools import lru_cache
 import numpy as np
 import pytest
@@ -7,15 +7,9 @@ import torch
 from PIL import Image
 from omni_lite.vision.image import (MAX_DECODE, draw_cut, load_image, normalise, patchify, smart_size, to_rgb, unpatchify)
 
+from made import as_bytes, noise
+
 torch.set_num_threads(1)
-
-def noise(w, h, seed=0, mode='RGB'):
-    a = np.random.default_rng(seed).integers(0, 256, (h, w, len(mode)), dtype=np.uint8)
-    return Image.fromarray(a.squeeze(), mode if len(mode) > 1 else 'L')
-
-def as_bytes(im, fmt, **kw):
-    out = io.BytesIO(); im.save(out, fmt, **kw)
-    return out.getvalue()
 
 def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 

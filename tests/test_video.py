@@ -1,6 +1,5 @@
 "Clips: odd and broken files, bounded work, stamps, merged neighbours, and what a file costs."
 import math, struct, subprocess, sys
-from fractions import Fraction
 import av
 import numpy as np
 import pytest
@@ -14,28 +13,9 @@ from omni_lite.vision.long_video import BUDGET, clock, find_event, made_clip, me
 from omni_lite.vision.video import (clip_frames, frame_times, inspect_file, measure_file, open_clip, read_frames, sample_frames,
                                     video_sound)
 
-torch.set_num_threads(1)
+from made import write_clip
 
-def write_clip(path, shades, rate=4, size=(64, 48), turn=0, tone=0., pts=None, **options):
-    "A clip whose i-th frame is one shade of grey; `pts` in ticks of 1/1000 s for a variable rate."
-    with av.open(str(path), 'w') as f:
-        if shades:
-            v = f.add_stream('mpeg4' if str(path).endswith('avi') else 'libx264', rate=rate)
-            v.width, v.height, v.pix_fmt, v.options = *size, 'yuv420p', {k: str(o) for k, o in options.items()}
-            if turn: v.set_display_rotation(turn)
-            if pts: v.codec_context.time_base, v.options = Fraction(1, 1000), {'bf': '0'}
-        if tone: a = f.add_stream('aac', rate=8000, layout='mono')
-        for i, s in enumerate(shades):
-            fr = av.VideoFrame.from_image(Image.new('RGB', size, (s,)*3))
-            if pts: fr.pts, fr.time_base = pts[i], Fraction(1, 1000)
-            f.mux(v.encode(fr))
-        if shades: f.mux(v.encode())
-        if tone:
-            fr = av.AudioFrame.from_ndarray(np.full((1, int(8000*tone)), .25, np.float32), 'fltp', 'mono')
-            fr.sample_rate = 8000; fifo = av.AudioFifo(); fifo.write(fr)
-            while c := fifo.read(1024, partial=True): f.mux(a.encode(c))
-            f.mux(a.encode())
-    return path
+torch.set_num_threads(1)
 
 def shade(im): return round(np.asarray(im).mean())
 

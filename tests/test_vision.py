@@ -1,9 +1,7 @@
 "Edges, parity and properties of the eye: image door, NaViT, projector, video."
-import io
 import struct
 import zlib
-from fractions import Fraction
-import av
+from functools import partial
 import numpy as np
 import pytest
 import torch
@@ -13,36 +11,11 @@ from omni_lite.vision.navit import NaViT, from_qwen2vl, grid_positions, load_qwe
 from omni_lite.vision.projector import Projector, bridge_state, load_bridge, token_counts
 from omni_lite.vision.video import count_tokens, frame_times, inspect_file, read_frames, sample_frames, video_sound
 
+import made
+from made import as_bytes, noise
+
 torch.set_num_threads(1)
-
-def noise(w, h, seed=0, mode='RGB'):
-    a = np.random.default_rng(seed).integers(0, 256, (h, w, len(mode)), dtype=np.uint8)
-    return Image.fromarray(a.squeeze(), mode if len(mode) > 1 else 'L')
-
-def as_bytes(im, fmt, **kw):
-    out = io.BytesIO(); im.save(out, fmt, **kw)
-    return out.getvalue()
-
-def write_clip(path, shades, rate=4, size=(64, 48), turn=0, tone=0., pts=None):
-    "A clip whose i-th frame is one shade of grey; `pts` in ticks of 1/1000 s for a variable rate."
-    with av.open(str(path), 'w') as f:
-        if shades:
-            v = f.add_stream('mpeg4' if str(path).endswith('avi') else 'libx264', rate=rate); v.width, v.height, v.pix_fmt = *size, 'yuv420p'
-            if turn: v.set_display_rotation(turn)
-            if pts: v.codec_context.time_base, v.options = Fraction(1, 1000), {'bf': '0'}
-        if tone: a = f.add_stream('aac', rate=8000, layout='stereo')
-        for i, s in enumerate(shades):
-            im = Image.new('RGB', size, (s,)*3); im.paste((255, 255, 255), (0, 0, 16, 16))
-            fr = av.VideoFrame.from_image(im)
-            if pts: fr.pts, fr.time_base = pts[i], Fraction(1, 1000)
-            f.mux(v.encode(fr))
-        if shades: f.mux(v.encode())
-        if tone:
-            fr = av.AudioFrame.from_ndarray(np.full((2, int(8000*tone)), .25, np.float32), 'fltp', 'stereo')
-            fr.sample_rate = 8000; fifo = av.AudioFifo(); fifo.write(fr)
-            while c := fifo.read(1024, partial=True): f.mux(a.encode(c))
-            f.mux(a.encode())
-    return path
+write_clip = partial(made.write_clip, corner=16, layout='stereo')
 
 def shade(im): return round(np.asarray(im)[-8:, -8:].mean())
 
