@@ -29,7 +29,7 @@ def _new_model(preset, world, seed, llm):
     "A model with a fresh codec; its language model is frozen in these stages, and random where none is given."
     import torch
     from omni_lite.config import preset as get_preset, replace
-    from omni_lite.omni.codec import misfit
+    from omni_lite.layers import misfit
     from omni_lite.omni.model import OmniForCausalLM
     from omni_lite.omni.processor import OmniProcessor
     from omni_lite.train.trainer import new_model
@@ -89,7 +89,7 @@ def train_codec(
     "Train tokenizer, flow decoder and vocoder, in this order."
     from omni_lite.data.world import World
     from omni_lite.omni.codec import whole
-    from omni_lite.train.codec import TokenizerObjective, set_statistics
+    from omni_lite.train.codec import set_statistics
     from omni_lite.train.trainer import Workshop, run_recipe, world_store
     out, stages = Path(out), codec_stages(preset)
     if llm is not None and not (Path(llm)/'model.safetensors').is_file():
@@ -99,10 +99,7 @@ def train_codec(
     store = world_store(world, seed) if store is None else store
     model, proc = _new_model(preset, made, seed, llm)
     set_statistics(model.tokenizer, model.flow, model.vocoder, store)
-    shop = Workshop(model, proc, made, store, seed)
-    if llm is None:
-        usual = shop.objective
-        shop.objective = lambda s: TokenizerObjective(model.tokenizer, loss=model.cfg.loss) if s.kind == 'tokenizer' else usual(s)
+    shop = Workshop(model, proc, made, store, seed, dictate=llm is not None, progress=progress)
     results = run_recipe(shop, stages, seconds, steps, out, progress)
     _save_codec(model, out)
     for r in results: r.pop('text_loss', None)  # of a language model that these stages do not touch

@@ -67,6 +67,7 @@ class VisionConfig:
     merge:int = 2 # patches a side that become one token
     min_pixels:int = 56*56; max_pixels:int = 112*112 # budget of an image
     max_frame_pixels:int = 56*56; max_frames:int = 8 # budget of a clip; the reference takes 32 frames
+    place:bool = False # tell each patch where it lies; nano does, the reference leaves it to rotary differences
 
 # %% ../nbs/00a_config.ipynb #886af72d
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ def from_dict(cls:NanoConfig,
     untuple = lambda v: tuple(v) if isinstance(v, list) else v
     return cls(name=d['name'], **{k: c(**{a: untuple(v) for a, v in d.get(k, {}).items()}) for k, c in parts.items()})
 
-# %% ../nbs/00a_config.ipynb #f40cf1bd
+# %% ../nbs/00a_config.ipynb #98b44cea
+def _nano() -> NanoConfig: return NanoConfig(vision=VisionConfig(place=True))
+
 def _tiny() -> NanoConfig:
     audio = AudioConfig(80, 32, 1, 1, 2, 64, codebook_sizes=(16,)*8)
     return NanoConfig('tiny', audio, FlowConfig(32, 1, 16, 1, 2), VocoderConfig(32), VisionConfig(32, 1, 2, 64),
@@ -153,6 +156,6 @@ def preset(
     name:str='nano', # 'tiny', 'nano', 'lite' or '7b'
 ) -> NanoConfig:
     "The config of one rung."
-    rungs = {'tiny': _tiny, 'nano': NanoConfig, 'lite': _lite, '7b': _7b}
+    rungs = {'tiny': _tiny, 'nano': _nano, 'lite': _lite, '7b': _7b}
     if name not in rungs: raise ValueError(f"no preset '{name}': choose tiny, nano, lite or 7b")
     return rungs[name]()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'NORMS', 'attention_mask', 'rope_angles', 'rotate', 'sinusoids', 'Attention', 'quick_gelu', 'FFN',
-           'Block', 'Transformer', 'CausalConv1d', 'trim_cache']
+           'Block', 'Transformer', 'CausalConv1d', 'trim_cache', 'misfit']
 
 # %% ../nbs/00b_layers.ipynb #177e0298
 import math
@@ -189,3 +189,13 @@ def trim_cache(
     "Forget keys and values further back than attention looks."
     for k, v in cache.items():
         if isinstance(v, tuple): cache[k] = tuple(p[:, :, max(0, p.shape[2] - n):] for p in v)
+
+# %% ../nbs/00b_layers.ipynb #24e314e6
+def misfit(
+    want:dict, have:dict, # name -> tensor: of the model, of the file
+) -> str: # what is wrong with the file, in words; empty when all names and shapes agree
+    "The first thing that keeps weights from fitting a model."
+    for word, names in (('lacks', want.keys() - have.keys()), ('has an unknown', have.keys() - want.keys())):
+        if names: return f'{word} {min(names)}' + (f' and {len(names) - 1} more' if len(names) > 1 else '')
+    odd = sorted(k for k in want if want[k].shape != have[k].shape)
+    return f'has {odd[0]} of shape {tuple(have[odd[0]].shape)}, not {tuple(want[odd[0]].shape)}' if odd else ''

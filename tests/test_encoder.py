@@ -60,9 +60,9 @@ def test_loads_a_whole_model_and_a_folder(tmp_path):
     with torch.no_grad(): close(open_whisper(tmp_path)(mel), want, 1e-4)
 
 @pytest.mark.parametrize('change, why', [
-    (lambda s: s.pop('layers.1.fc1.bias'), r'blocks.1.ffn.fc1.bias is missing'),
-    (lambda s: s.update({'layers.0.extra': torch.zeros(1)}), r'blocks.0.extra has no place'),
-    (lambda s: s.update({'conv1.weight': torch.zeros(32, 128, 3)}), r'conv1.weight has shape \(32, 128, 3\), not \(32, 80, 3\)')])
+    (lambda s: s.pop('layers.1.fc1.bias'), r'lacks transformer.blocks.1.ffn.fc1.bias'),
+    (lambda s: s.update({'layers.0.extra': torch.zeros(1)}), r'has an unknown transformer.blocks.0.extra'),
+    (lambda s: s.update({'conv1.weight': torch.zeros(32, 128, 3)}), r'conv1.weight of shape \(32, 128, 3\), not \(32, 80, 3\)')])
 def test_weights_that_do_not_fit(change, why):
     s = dict(theirs(positions=40).state_dict()); change(s)
     ear = WhisperEncoder(80, 32, 2, 2, 64); before = {k: v.clone() for k, v in ear.state_dict().items()}

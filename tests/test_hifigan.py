@@ -301,14 +301,14 @@ def edited(f):
 
 
 @pytest.mark.parametrize('edit, words', [
-    (lambda s: s.pop('ups.1.bias'), "lacks the tensor 'ups.1.bias'"),
+    (lambda s: s.pop('ups.1.bias'), 'lacks ups.1.bias'),
     (lambda s: [s.pop(k) for k in list(s) if k.startswith('resblocks.3')], r"resblocks\.3\..*and \d+ more"),
-    (lambda s: s.update({'extra.weight': torch.zeros(2)}), "has 'extra.weight' too many"),
-    (lambda s: s.update({'conv_pre.weight': torch.zeros(16, 11, 7)}), r"'conv_pre.weight' has shape \(16, 11, 7\) and not \(16, 10, 7\)"),
+    (lambda s: s.update({'extra.weight': torch.zeros(2)}), 'has an unknown extra.weight'),
+    (lambda s: s.update({'conv_pre.weight': torch.zeros(16, 11, 7)}), r'conv_pre.weight of shape \(16, 11, 7\), not \(16, 10, 7\)'),
     (lambda s: s.update({'conv_post.bias': torch.tensor([math.nan])}), "'conv_post.bias' holds NaN"),
-    (lambda s: s.update({'mean': torch.zeros(10)}), "lacks the tensor 'scale'"),
+    (lambda s: s.update({'mean': torch.zeros(10)}), 'lacks scale'),
     (lambda s: s.update({'steps': 7}), "'steps', which is no tensor"),
-    (lambda s: s.update({'conv_pre.weight_g': s.pop('conv_pre.weight')}), "lacks the tensor 'conv_pre.weight'"),
+    (lambda s: s.update({'conv_pre.weight_g': s.pop('conv_pre.weight')}), 'lacks conv_pre.weight'),
 ])
 def test_a_checkpoint_that_does_not_fit(edit, words, tmp_path):
     torch.save({'generator': edited(edit)}, tmp_path/'g_bad.pth')

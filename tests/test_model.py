@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from omni_lite.config import preset
+from omni_lite.config import LLMConfig, preset
 from omni_lite.data.interleave import asr_row, chat_row, itts_row, text_row, tts_row
 from omni_lite.data.mixture import collate
 from omni_lite.data.tasks import Material, bind
 from omni_lite.data.world import World
 from omni_lite.omni.generate import Sampling, Voice
-from omni_lite.omni.model import OmniForCausalLM
+from omni_lite.omni.model import OmniForCausalLM, build_llm, look_back, start_shallow
 from omni_lite.omni.processor import OmniProcessor
 from omni_lite.text import train_tokenizer
 from omni_lite.train.stages import NANO, freeze, recipe
@@ -117,3 +117,60 @@ def test_a_system_message_has_its_tag(parts):
     _, proc = parts
     row = proc.apply_chat_template([dict(role='system', content='be kind.'), dict(role='user', content='a cat?')])
     assert row.ids[0] == proc.tok.convert_tokens_to_ids('<B_SYS>')
+
+# ---- the head start of a language model
+
+@pytest.mark.parametrize('heads, keys, dim', [(4, 4, 128), (4, 2, 256), (8, 8, 128)])
+def test_heads_look_back_at_any_distance_from_the_start(heads, keys, dim):
+    "A bias on queries and keys, turned by rotary positions, peaks a fixed number of steps back."
+    torch.manual_seed(0)
+    llm = build_llm(LLMConfig(64, dim, 3, heads, keys, dim)); look_back(llm); llm.set_attn_implementation('eager')
+    with torch.no_grad(): seen = llm(torch.zeros(1, 40, dtype=torch.long), output_attentions=True).attentions[0][0]
+    for h in range(heads):
+        back = h // (heads//keys) + 1
+        assert seen[h].argmax(-1)[back:].tolist() == list(range(40 - back))
+
+def test_blocks_that_begin_as_nothing_add_nothing():
+    torch.manual_seed(0)
+    llm, x = build_llm(LLMConfig(64, 32, 4, 2, 2, 64)), torch.randint(0, 64, (2, 9))
+    start_shallow(llm, 2)
+    with torch.no_grad():
+        deep = llm(x).logits
+        llm.model.layers = llm.model.layers[:2]; llm.config.num_hidden_layers = 2
+        assert torch.equal(llm(x).logits, deep)
+
+def test_a_stage_may_train_the_first_blocks_alone(parts):
+    stage = next(s for s in NANO if s.blocks)
+    m = OmniForCausalLM(replace(parts[0].cfg, llm=replace(parts[0].cfg.llm, layers=4))); torch.manual_seed(0)
+    before, opt = {k: v.clone() for k, v in m.state_dict().items()}, MuonAdamW(freeze(m, stage))
+    tasks, rng = bind(Material(WORLD, parts[1])), random.Random(0)
+    m.losses(collate([tasks['owners'](rng) for _ in range(4)]))['text'].backward(); opt.step()
+    moved = {k.split('.')[3] for k, v in m.state_dict().items() if '.layers.' in k and not torch.equal(v, before[k])}
+    assert moved == {str(i) for i in range(stage.blocks)}
+
+# ---- sentences nobody has said
+
+@pytest.fixture(scope='module')
+def told(parts, tmp_path_factory):
+    from omni_lite.data.speech import Utterance, build_speech
+    def read(text, voice, seed=0):
+        words = [(w, .1 + .2*i, .3 + .2*i) for i, w in enumerate(text.split())]
+        return Utterance(text, np.random.default_rng(seed).normal(0, .05, int(24000*(.3 + .2*len(words)))).astype(np.float32), voice, words, [])
+    say = ('the cat has a red key.', 'the dog sees a blue bus.', 'tom has a red bus.', 'emma sees the dog.', 'yes.')
+    lines = [dict(text=t, voice=v, kind='answer') for t in say for v in ('heart', 'low')]
+    store = build_speech(lines, tmp_path_factory.mktemp('told'), workers=0, progress=False, speaker=read)
+    codes = np.arange(sum(r['n_frames12'] for r in store.rows))[:, None].repeat(8, 1).astype(np.int16)
+    return Material(WORLD, parts[1], store, codes)
+
+def test_joined_speech_says_its_text_in_one_voice(told):
+    "Every frame of a joined sentence comes from an utterance of the same voice, in order, under the word it says."
+    rng, news, owner = random.Random(0), set(), {}
+    for i, r in enumerate(told.rows): owner |= {f: (i, int(w)) for f, w in zip(range(r['start12'], r['start12'] + r['n_frames12']), told.said_words(i))}
+    for _ in range(200):
+        i = rng.randrange(len(told.rows)); text, (codes, align) = told.joined(rng, i, False)
+        news.add(text); frames, words = codes[:, 0].tolist(), text.split()
+        assert len(codes) == len(align) and len({told.rows[owner[f][0]]['voice'] for f in frames}) == 1
+        assert sum(b != a + 1 for a, b in zip(frames, frames[1:])) <= 1
+        said = [told.rows[u]['text'].split()[w] for u, w in map(owner.get, frames) if w >= 0]
+        assert [w for w, old in zip(said, [None, *said]) if w != old] == words
+    assert len(news - {r['text'] for r in told.rows}) >= 5

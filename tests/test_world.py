@@ -1,10 +1,11 @@
 """The world: answers are right, splits are clean, everything is deterministic, the samples are what they say."""
 import itertools, json, random, re, subprocess, sys, warnings
+from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
 
-from omni_lite.data.pictures import (COLORS, EMOJI, KIND, MOTIONS, SHAPES, SMALL_THINGS, STYLES, emoji, render_clip,
+from omni_lite.data.pictures import (COLORS, EMOJI, KIND, MOTIONS, SHAPES, SMALL_THINGS, STYLES, clip_moment, cover, emoji, render_clip,
                                      render_picture, samples_path, write_clip)
 from omni_lite.data.sounds import RECIPES, SOUNDS, render_sound
 from omni_lite.data.world import FAMILIES, World, an, as_rng
@@ -268,3 +269,54 @@ def test_every_sample_is_in_the_licence_table():
 
 def test_sounds_of_the_small_world_exist(small):
     assert set(small.sounds) == set(SOUNDS) and set(SMALL_THINGS) <= set(EMOJI)
+
+# ---- looking things up, and where things lie
+
+@pytest.mark.parametrize('owned, n', itertools.product((True, False), (2, 3, 4)))
+def test_a_passage_tells_what_it_asks_and_nothing_held_out(small, owned, n):
+    rng = random.Random(n)
+    for _ in range(100):
+        text, verb, pairs = small.passage(rng, owned, n)
+        who = text.split()[0]
+        assert len(pairs) == n == len(dict(pairs)) and text.endswith('.') and set(_spell(text)) <= small.words
+        for thing, value in pairs:
+            assert (f'{value} {verb} {an(thing)}' if owned else f'{value} {thing}') in text
+            assert not small.held_out((value, verb, thing) if owned else (who, verb, value, thing))
+
+@pytest.mark.parametrize('family', ['who', 'color', 'side', 'shape_color'])
+def test_further_questions_have_their_own_right_answers(small, family):
+    more = [(s, q, a) for s in _many(small, family, 'test', 300) for q, a in s.more]
+    assert len(more) > 90
+    for s, q, a in more:
+        assert a.endswith('.') and a[:-1] in s.caption and q[-1] in '.?' and q == q.strip()
+        assert a != s.answer and set(_spell(q)) <= small.words
+
+def test_further_questions_do_not_move_the_generator(small, monkeypatch):
+    "The sentences of a store are drawn from one generator: what else can be asked must not change the next draw."
+    def draw():
+        rng = random.Random(4)
+        return [small.sample(f, 'train', rng).question for f in ('who', 'color', 'side', 'shape_color')*9]
+    whole = draw()
+    for f in ('who', 'color', 'side', 'shape_color'):
+        def quiet(w, r, styles, old=FAMILIES[f].draw):
+            d = old(w, r, styles); yield next(d)
+            yield {k: v for k, v in next(d).items() if k != 'more'}
+        monkeypatch.setitem(FAMILIES, f, replace(FAMILIES[f], draw=quiet))
+    assert draw() == whole and not small.sample('who', 'train', 1).more
+
+def test_cells_show_what_covers_them():
+    item = lambda name, x, y, scale: dict(thing=name, style='noto', x=x, y=y, scale=scale)
+    whole, corner = item('cat', .5, .5, 1.), item('dog', .875, .875, .25)
+    assert cover(dict(items=[whole]), 3, 2) == [whole]*6
+    assert cover(dict(items=[corner]), 4, 4) == [None]*15 + [corner]
+    assert cover(dict(items=[item('cat', .5, .5, .05)]), 1, 1)[0]['thing'] == 'cat'  # a speck lies somewhere too
+    half = item('cat', .25, .5, .5)
+    assert [c and c['thing'] for c in cover(dict(items=[half, corner]), 2, 2)] == ['cat', None, 'cat', 'dog']
+
+@pytest.mark.parametrize('motion', MOTIONS)
+def test_a_moment_of_a_clip_is_the_frame_of_that_moment(motion):
+    spec = dict(background=[250, 250, 250], thing='cat', style='noto', motion=motion, x=.5, y=.5, scale=.4, onset=2)
+    for t in range(4):
+        moment = clip_moment(spec, t)
+        assert np.array_equal(render_picture(moment, 56), render_clip(spec)[t])
+        assert any(cover(moment, 2, 2)) == bool(moment['items'])

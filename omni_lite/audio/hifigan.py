@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 from fastcore.basics import patch
 from .mel import voice_mel
-from ..layers import CausalConv1d
+from ..layers import CausalConv1d, misfit
 
 # %% ../../nbs/06a_hifigan.ipynb #699af96e
 @dataclass(frozen=True)
@@ -271,11 +271,7 @@ def _names(keys): # -> the first one, and how many follow
 def _check_tensors(want, have, name): # ours; the file's; the file's name. ValueError where they differ
     if odd := [k for k, v in have.items() if not isinstance(v, Tensor)]:
         raise ValueError(f'{name} holds {_names(odd)}, which is no tensor of a generator: give the file named g_...')
-    if lost := [k for k in want if k not in have]: raise ValueError(f'{name} lacks the tensor {_names(lost)}; {CURE}')
-    if more := [k for k in have if k not in want]: raise ValueError(f'{name} has {_names(more)} too many; {CURE}')
-    if odd := [k for k in want if want[k].shape != have[k].shape]:
-        shapes = f'shape {tuple(have[odd[0]].shape)} and not {tuple(want[odd[0]].shape)}'
-        raise ValueError(f'{name}: tensor {_names(odd)} has {shapes}; {CURE}')
+    if why := misfit(want, have): raise ValueError(f'{name} {why}; {CURE}')
     if odd := [k for k in want if not have[k].isfinite().all()]:
         raise ValueError(f'{name}: tensor {_names(odd)} holds NaN or infinity: fetch the file again')
 

@@ -20,12 +20,14 @@ def chat_row(b:RowBuilder,
     ask:Callable, answer:str, # appends the question to the builder; text of the answer
     speech:tuple|None=None, # (codes, align) of the spoken answer: makes the answer text plus speech
     kind:str='chat', text_loss:bool=True, # name of the format; loss on the answer's text?
+    then:tuple=(), # further turns, (question, answer) in text each
 ) -> Row:
     "A question in any modality, an answer in text or in text and speech: loss on the answer only."
     ask(b.tag(USER))
     if speech is not None: b.tag(ALOUD)
     b.tag(ASSISTANT).text(answer, text_loss)
     if speech is not None: b.speak(speech[0], True, speech[1])
+    for q, a in then: b.tag(EOS, True).tag(USER).text(q).tag(ASSISTANT).text(a, text_loss)
     return b.tag(EOS, True).done(kind)
 
 # %% ../../nbs/32_interleave.ipynb #f9508061

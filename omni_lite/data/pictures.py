@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'MORE', 'EMOJI', 'KIND', 'SMALL_THINGS', 'STYLES', 'COLORS', 'BACKGROUNDS', 'SHAPES', 'MOTIONS',
-           'samples_path', 'emoji', 'drawable', 'shape_mask', 'render_picture', 'clip_frame', 'render_clip',
-           'write_clip', 'build_emoji']
+           'samples_path', 'emoji', 'drawable', 'shape_mask', 'render_picture', 'clip_moment', 'clip_frame',
+           'render_clip', 'write_clip', 'build_emoji', 'cover']
 
 # %% ../../nbs/30a_pictures.ipynb #4effe8d0
 import math, os
@@ -170,24 +170,31 @@ MOTIONS = dict(
     jumps=lambda t: dict(dy=.25 - .5*math.sin(math.pi*t)), spins=lambda t: dict(angle=int(t*270)//15*15),
     stays=lambda t: {})
 
-# %% ../../nbs/30a_pictures.ipynb #9ff9de12
-def clip_frame(
+# %% ../../nbs/30a_pictures.ipynb #f3e18088
+def clip_moment(
     spec:dict, # {'background', 'thing', 'style', 'x', 'y', 'scale', 'motion', 'onset'}
     time_s:float, # seconds from the start; the motion ends at 3
-    size:int=56, # width and height in pixels
-) -> Image.Image: # RGB
-    "A clip at one moment."
+) -> dict: # picture spec
+    "What a clip shows at one moment."
     motion = spec['motion']
     if motion not in MOTIONS: raise ValueError(f'{motion!r} is no motion: choose one of {", ".join(MOTIONS)}.')
     m = MOTIONS[motion](min(time_s/3, 1.))
     hidden = (motion == 'appears' and time_s < spec['onset']) or (motion == 'vanishes' and time_s >= spec['onset'])
     item = dict(thing=spec['thing'], style=spec['style'], x=spec['x'] + m.get('dx', 0), y=spec['y'] + m.get('dy', 0),
                 scale=spec['scale']*m.get('zoom', 1), angle=m.get('angle', 0))
-    return render_picture(dict(background=spec['background'], items=[] if hidden else [item]), size)
+    return dict(background=spec['background'], items=[] if hidden else [item])
 
-# %% ../../nbs/30a_pictures.ipynb #fbf6e623
+# %% ../../nbs/30a_pictures.ipynb #3d3dd9db
+def clip_frame(
+    spec:dict, time_s:float, # see clip_moment
+    size:int=56, # width and height in pixels
+) -> Image.Image: # RGB
+    "A clip at one moment."
+    return render_picture(clip_moment(spec, time_s), size)
+
+# %% ../../nbs/30a_pictures.ipynb #c8af7df3
 def render_clip(
-    spec:dict, # see clip_frame
+    spec:dict, # see clip_moment
     size:int=56, # width and height in pixels
     fps:int=1, # frames a second
     seconds:int=4, # length
@@ -195,9 +202,9 @@ def render_clip(
     "Draw a clip spec: four frames unless more are asked for."
     return [clip_frame(spec, i/fps, size) for i in range(seconds*fps)]
 
-# %% ../../nbs/30a_pictures.ipynb #f5f0ecb4
+# %% ../../nbs/30a_pictures.ipynb #425a6ae1
 def write_clip(
-    spec:dict, # see clip_frame
+    spec:dict, # see clip_moment
     path:str|Path, # .mp4
     size:int=112, # pixels, even
     fps:int=8, # frames a second
@@ -228,3 +235,19 @@ def build_emoji(
             out.append(home/f'{name}.png')
             im.quantize(128, method=Image.Quantize.FASTOCTREE).save(out[-1], optimize=True)
     return out
+
+# %% ../../nbs/30a_pictures.ipynb #305b36c9
+def _overlap(item, r, c, rows, cols):  # area that an item shares with a cell, of the picture's area
+    along = lambda at, k, n: max(0., min(at + item['scale']/2, (k+1)/n) - max(at - item['scale']/2, k/n))
+    return along(item['x'], c, cols) * along(item['y'], r, rows)
+
+def cover(
+    spec:dict, # of a picture
+    rows:int, cols:int, # the grid
+) -> list: # item or None for each cell, row by row
+    "What each cell of a grid shows: the item with most of it, if that is a fifth of the cell or of the item."
+    def best(r, c):
+        shares = [(_overlap(i, r, c, rows, cols), i) for i in spec['items']]
+        area, item = max(shares, default=(0, None), key=lambda x: x[0])
+        return item if item and area >= .2 * min(1/(rows*cols), item['scale']**2) else None
+    return [best(r, c) for r in range(rows) for c in range(cols)]

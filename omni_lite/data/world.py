@@ -67,6 +67,7 @@ class Sample:
     split:str='train'       # train, test or test_style
     caption:str=''          # the same truth as a statement
     history:tuple=()        # earlier turns, (question, answer) each
+    more:tuple=()           # what else can be asked about the same facts, (question, answer) each
     facts:tuple=()          # compositions in it; the first is the one that is asked
 
 # %% ../../nbs/30_world.ipynb #aa97bf90
@@ -172,7 +173,10 @@ def sample(self:World,
     caption = f.fact.format(**slots)
     asked = [q for q in (x.format(fact=caption, **slots) for x in f.wordings) if len(q.split()) <= 14]
     media = {k: slots[k] for k in ('image', 'clip', 'sound', 'history') if k in slots}
-    return Sample(family, rng.choice(asked), slots['answer'] + '.', split=split, caption=caption, facts=tuple(facts),
+    question, own = rng.choice(asked), lambda o: random.Random(repr(o))  # the store's sentences hang on `rng`
+    again = lambda o: own(o).choice(f.wordings).format(**slots | o | dict(fact='')).strip()
+    more = tuple((again(o), o['answer'] + '.') for o in slots.get('more', ()))
+    return Sample(family, question, slots['answer'] + '.', split=split, caption=caption, facts=tuple(facts), more=more,
                   **media)
 
 # %% ../../nbs/30_world.ipynb #e4b96f90
@@ -201,7 +205,8 @@ def _color(w, r, styles):
     items = list(zip(r.sample(w.colors, 2), r.sample(w.things, 2)))[:r.choice((1, 2))]
     yield [(name, verb, *item) for item in items]  # the first is asked
     (color, thing), told = items[0], r.sample(items, len(items))
-    yield dict(name=name, verb=verb, thing=thing, items=' and '.join(an(' '.join(i)) for i in told), answer=color)
+    yield dict(name=name, verb=verb, thing=thing, items=' and '.join(an(' '.join(i)) for i in told), answer=color,
+               more=[dict(thing=t, answer=c) for c, t in items[1:]])
 
 # %% ../../nbs/30_world.ipynb #bd0a7d25
 @family('text', '{fact} who {verb} the {thing}?', 'who {verb} the {thing}? {fact}', fact='{pairs}.', choices=2,
@@ -210,7 +215,8 @@ def _who(w, r, styles):
     verb, pairs = r.choice(w.verbs), list(zip(r.sample(w.names, 2), r.sample(w.things, 2)))
     yield [(name, verb, thing) for name, thing in pairs]
     (name, thing), told = pairs[0], r.sample(pairs, 2)
-    yield dict(verb=verb, thing=thing, pairs=' and '.join(f'{n} {verb} {an(t)}' for n, t in told), answer=name)
+    yield dict(verb=verb, thing=thing, pairs=' and '.join(f'{n} {verb} {an(t)}' for n, t in told), answer=name,
+               more=[dict(thing=t, answer=n) for n, t in pairs[1:]])
 
 # %% ../../nbs/30_world.ipynb #9e449172
 def _lead(name, word): return f'{name} says {word}. ' if name else ''
@@ -264,7 +270,8 @@ def _side(w, r, styles):
     items = [dict(thing=t, style=style, x=_near(r, *span), y=_near(r, .3, .7), scale=_near(r, .32, .44))
              for t, span in zip(pair, [(.22, .3), (.7, .78)])]
     yield dict(image=dict(background=_back(r, r.choice(list(BACKGROUNDS))), items=items), a=an(pair[0]), b=an(pair[1]),
-               side=('left', 'right')[side], answer=an(pair[side]))
+               side=('left', 'right')[side], answer=an(pair[side]),
+               more=[dict(side=('right', 'left')[side], answer=an(pair[1 - side]))])
 
 # %% ../../nbs/30_world.ipynb #f24485a0
 @family('image', 'how many do you see?', 'say how many you see.', 'how many?', fact='you see {answer}, {listed}.',
@@ -289,7 +296,8 @@ def _shape_color(w, r, styles):
     items = [dict(shape=s, color=c, x=_near(r, *x), y=_near(r, .3, .7), scale=_near(r, .28, .42))
              for (s, c), x in zip(drawn, spans)]
     yield dict(image=dict(background=_back(r, back), items=items), shape=drawn[0][0], answer=drawn[0][1],
-               items=' and '.join(an(f'{c} {s}') for s, c in r.sample(drawn, n)))
+               items=' and '.join(an(f'{c} {s}') for s, c in r.sample(drawn, n)),
+               more=[dict(shape=s, answer=c) for s, c in drawn[1:]])
 
 # %% ../../nbs/30_world.ipynb #db0e751e
 def _does(motion): return f'goes {motion}' if motion in ('left', 'right', 'up', 'down') else motion
@@ -368,6 +376,21 @@ def corpus(self:World,
         else:
             told = rng.choices(self.families, k=rng.randint(2, 4))
             yield ' '.join(self.sample(f, 'train', rng).caption for f in told)
+
+# %% ../../nbs/30_world.ipynb #708a1845
+@patch
+def passage(self:World,
+    rng:random.Random, owned:bool, n:int=3, # source of chance; things with owners, or with colors?; how many
+) -> tuple: # sentence, its verb, [(thing, owner or color)] in another order
+    "Several things told in one sentence; facts of the training split only."
+    while True:
+        verb, who, things = rng.choice(self.verbs), rng.choice(self.names), rng.sample(self.things, n)
+        pairs = list(zip(things, rng.sample(self.names if owned else self.colors, n)))
+        facts = [(v, verb, t) if owned else (who, verb, v, t) for t, v in pairs]
+        if not any(map(self.held_out, facts)): break
+    told = [f'{v} {verb} {an(t)}' if owned else an(f'{v} {t}') for t, v in pairs]
+    text = ('' if owned else f'{who} {verb} ') + ' and '.join(told) + '.'
+    return text, verb, rng.sample(pairs, n)
 
 # %% ../../nbs/30_world.ipynb #9231ae6c
 @patch

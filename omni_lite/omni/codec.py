@@ -11,10 +11,11 @@ from torch import nn, Tensor
 
 from omni_lite.audio.mel import EAR_RATE, TOKEN_SECONDS, VOICE_RATE, sound_pieces
 from omni_lite.config import NanoConfig
+from omni_lite.layers import misfit
 from omni_lite.omni.generate import Voice
 from omni_lite.omni.model import FILES, TRAIN_ONLY, OmniForCausalLM
 
-__all__ = ['read_config', 'read_weights', 'misfit', 'load_codec', 'whole', 'ready', 'books_hash',
+__all__ = ['read_config', 'read_weights', 'load_codec', 'whole', 'ready', 'books_hash',
            'encode_file', 'read_codes', 'decode_file']
 
 FORMAT = 'omni_lite codes 1'
@@ -45,15 +46,6 @@ def read_weights(
     if not Path(file).is_file(): raise FileNotFoundError(f'{file} does not exist: name the folder of a checkpoint.')
     try: return load_file(file)
     except SafetensorError: raise ValueError(f'{file} is broken or cut short: copy it again.') from None
-
-def misfit(
-    want:dict, have:dict, # name -> tensor: of the model, of the file
-) -> str: # what is wrong, in words; empty when all names and shapes agree
-    "The first thing that keeps weights from fitting a model."
-    for word, names in (('lacks', want.keys() - have.keys()), ('has an unknown', have.keys() - want.keys())):
-        if names: return f'{word} {min(names)}' + (f' and {len(names) - 1} more' if len(names) > 1 else '')
-    odd = sorted(k for k in want if want[k].shape != have[k].shape)
-    return f'has {odd[0]} of shape {tuple(have[odd[0]].shape)}, not {tuple(want[odd[0]].shape)}' if odd else ''
 
 def load_codec(
     folder:str|Path, # a checkpoint; only its config and its codec.safetensors are read

@@ -21,7 +21,7 @@ class Row:
     labels:Tensor # (T,) token to be predicted here, -100 = none
     codes:Tensor # (T, L) codes of sound, -1 elsewhere
     code_labels:Tensor # (T, L) codes to be predicted here, -100 = none
-    align:Tensor # (T,) token of the word in progress, -100 = unknown or silence
+    align:Tensor # (T,) token of the word in progress or of the thing in view, -100 = unknown or none
     see:Tensor # (T,) bool, picture tokens
     pictures:list = field(default_factory=list) # [(patches (n, P), grid (t, h, w))]
     kind:str = '' # name of the format
@@ -83,11 +83,12 @@ def hear(self:RowBuilder,
 @patch
 def see(self:RowBuilder,
     patches:Tensor, grid:tuple, frame:bool=False, # (n, P); (t, h, w) in patches; a frame of a clip?
+    align:list|None=None, # (n / 4,) token of the thing at each position, -100 = none
 ) -> RowBuilder:
     "A picture or a frame: one position per 2 x 2 patches."
     self.pictures.append((patches, grid))
     pad = self.tag_ids[FRAME if frame else SEE[1]]
-    self.tag(SEE[0]).add([pad]*(grid[0]*grid[1]*grid[2]//4), see=True)
+    self.tag(SEE[0]).add([pad]*(grid[0]*grid[1]*grid[2]//4), align=align, see=True)
     return self.tag(SEE[2])
 
 # %% ../../nbs/22a_rows.ipynb #9af1ea7b

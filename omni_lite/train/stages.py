@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NANO', 'GIVEN', 'Stage', 'recipe', 'freeze', 'rate']
 
-# %% ../../nbs/35_stages.ipynb #d1f4c14f
-from dataclasses import dataclass, field
+# %% ../../nbs/35_stages.ipynb #30383958
+from dataclasses import dataclass, field, replace
 import math
 import torch
 from torch import nn
@@ -21,18 +21,21 @@ class Stage:
     mixture:dict = field(default_factory=dict) # task -> share of the tokens
     share:float = 0. # of the time budget
     about:str = '' # one line for the table
+    blocks:int = 0 # train only the first so many blocks of the language model; 0 = all
 
-# %% ../../nbs/35_stages.ipynb #c18e2024
+# %% ../../nbs/35_stages.ipynb #3ed66835
 def _given() -> list:  # what the paper takes from elsewhere
     return [
-        Stage('lang', 'lm', dict(llm=3e-3), dict(corpus=.4, text=.6), .08,
+        Stage('lookup', 'lm', dict(llm=3e-3), dict(owners=.6, colors=.4), .03, 'two blocks learn to look things up', 2),
+        Stage('lang', 'lm', dict(llm=3e-3), dict(corpus=.15, text=.35, turns=.3, ahead=.15,
+              owners=.05), .07,
               'language pretraining: what a pretrained LLM is to the paper'),
-        Stage('tokenizer', 'tokenizer', dict(tokenizer=2e-3), {}, .28,
+        Stage('tokenizer', 'tokenizer', dict(tokenizer=2e-3), {}, .25,
               'codec: mel, phones and, through the frozen LLM, the transcript'),
         Stage('flow', 'flow', dict(flow=2e-3), {}, .05, 'flow-matching decoder on frozen codes'),
         Stage('vocoder', 'vocoder', dict(vocoder=2e-3), {}, .06, 'mel to wave'),
-        Stage('eye', 'eye', dict(eye=2e-3, bridge=2e-3), dict(caption=.7, clip=.3), .05,
-              'eye pretraining: which words describe the picture')]
+        Stage('eye', 'eye', dict(eye=2e-3, bridge=2e-3), dict(caption=.7, clip=.3), .08,
+              'eye pretraining: which word each part of the picture shows')]
 
 # %% ../../nbs/35_stages.ipynb #725c7fe8
 def _seeing() -> list:  # stage 1 of the paper
@@ -40,7 +43,7 @@ def _seeing() -> list:  # stage 1 of the paper
         Stage('1.1', 'lm', dict(bridge=2e-3), dict(picture=.6, caption=.2, clip=.2), .01,
               'image-text alignment: projector only'),
         Stage('1.2', 'lm', dict(llm=1e-3, bridge=1e-3, eye=5e-4),
-              dict(picture=.35, caption=.05, clip=.2, text=.3, corpus=.1), .06,
+              dict(picture=.35, caption=.05, clip=.2, text=.15, turns=.15, corpus=.1), .06,
               'image-text pretraining with 40 % text')]
 
 # %% ../../nbs/35_stages.ipynb #8e43e988
@@ -50,16 +53,18 @@ def _hearing() -> list:  # stages 2 and 3 of the paper
         Stage('2.1', 'lm', dict(audio_embed=3e-3, head=3e-3),
               dict(hear=.3, say=.4, spoken=.1, sound=.05, itts=.1, intlv=.05), .04,
               'audio alignment: embeddings and head, LLM frozen'),
-        Stage('2.2', 'lm', rates, dict(hear=.07, say=.07, spoken=.06, picture=.25, clip=.15, text=.3, corpus=.1), .05,
+        Stage('2.2', 'lm', rates, dict(hear=.07, say=.07, spoken=.06, picture=.25, clip=.15, text=.15,
+              turns=.15, corpus=.1), .05,
               'image-audio-text at 0.2 : 0.4 : 0.4'),
-        Stage('3', 'lm', dict(rates), dict(hear=.2, say=.28, spoken=.12, answer_aloud=.12, sound=.05, picture=.07,
-              clip=.06, spoken_picture=.05, text=.05), .20, 'omni with video')]
+        Stage('3', 'lm', dict(rates), dict(hear=.2, say=.25, spoken=.15, answer_aloud=.1, sound=.05, picture=.1,
+              clip=.03, spoken_picture=.05, turns=.07), .19, 'omni with video')]
 
 # %% ../../nbs/35_stages.ipynb #429b3a0d
 def _answering() -> list:  # stage 4 of the paper
     return [
-        Stage('4.1', 'lm', dict(llm=1e-3, bridge=5e-4, audio_embed=1e-3, eye=2e-4), dict(spoken=.4, spoken_picture=.12,
-              spoken_clip=.06, sound=.1, picture=.1, clip=.1, text=.12), .07, 'understanding SFT'),
+        Stage('4.1', 'lm', dict(llm=1e-3, bridge=5e-4, audio_embed=1e-3, eye=2e-4), dict(spoken=.35, spoken_picture=.12,
+              spoken_clip=.06, sound=.08, picture=.15, clip=.06, text=.06, turns=.06,
+              answer_aloud=.06), .06, 'understanding SFT'),
         Stage('4.2', 'lm', dict(head=1e-3, audio_embed=5e-4), dict(answer_aloud=.45, spoken_aloud=.25,
               picture_aloud=.08, spoken_picture_aloud=.08, clip_aloud=.06, sound_aloud=.08), .05,
               'speech SFT: head and embeddings')]
@@ -67,8 +72,8 @@ def _answering() -> list:  # stage 4 of the paper
 # %% ../../nbs/35_stages.ipynb #646239e6
 NANO = [*_given(), *_seeing(), *_hearing(), *_answering()]
 
-# %% ../../nbs/35_stages.ipynb #550fe161
-GIVEN = ('lang', 'tokenizer', 'flow', 'vocoder')
+# %% ../../nbs/35_stages.ipynb #a35ebcb1
+GIVEN = ('lookup', 'lang', 'tokenizer', 'flow', 'vocoder')
 
 # %% ../../nbs/35_stages.ipynb #d19296cb
 def recipe(
@@ -78,7 +83,7 @@ def recipe(
     if preset not in ('nano', 'tiny'): raise ValueError(f"no recipe for '{preset}' yet: nano and tiny have one")
     rows = [s for s in NANO if not (shipped and s.name in GIVEN)]
     total = sum(s.share for s in rows)
-    return [Stage(s.name, s.kind, s.trains, s.mixture, s.share/total, s.about) for s in rows]
+    return [replace(s, share=s.share/total) for s in rows]
 
 # %% ../../nbs/35_stages.ipynb #eedc1a1c
 def freeze(
@@ -87,7 +92,9 @@ def freeze(
     "Switch gradients off except for the stage's modules; return their parameters by rate."
     model.requires_grad_(False)
     trained = {name: getattr(model, name).requires_grad_(True) for name in stage.trains}
-    return [dict(params=list(m.parameters()), lr=stage.trains[name], name=name) for name, m in trained.items()]
+    if stage.blocks: model.llm.model.layers[stage.blocks:].requires_grad_(False)
+    free = {name: [p for p in m.parameters() if p.requires_grad] for name, m in trained.items()}
+    return [dict(params=ps, lr=stage.trains[name], name=name) for name, ps in free.items()]
 
 # %% ../../nbs/35_stages.ipynb #e001bbd4
 def rate(

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from ..config import preset as get_preset
-from ..text import train_tokenizer
+from ..config import LLMConfig, preset as get_preset
+from ..text import SEE, train_tokenizer
 from ..data.world import World
 from ..data.speech import SpeechStore
 from ..data.mixture import Mixture, Batches
 from ..data.tasks import Material, bind, encode_store
 from ..audio.mel import VOICE_RATE, load_sound, voice_mel
 from ..data.pictures import render_picture
-from ..omni.model import OmniForCausalLM
+from ..omni.model import OmniForCausalLM, look_back, start_shallow
 from ..omni.generate import Voice
 from ..omni.processor import OmniProcessor
 from .stages import Stage, recipe, freeze, rate
@@ -45,26 +45,23 @@ class LMObjective(nn.Module):
         out['loss'] = sum(getattr(self.model.cfg.loss, k) * v for k, v in out.items() if v.ndim == 0)
         return out
 
-# %% ../../nbs/36_trainer.ipynb #ac9bae13
+# %% ../../nbs/36_trainer.ipynb #6c7ad187
 class EyeObjective(nn.Module):
-    "Which words of the vocabulary describe the picture."
+    "Which word of the vocabulary each picture token shows."
     def __init__(self,
         model:OmniForCausalLM, # its eye and bridge are trained
-        vocab:int, # size of the text vocabulary
+        nothing:int, # token that stands for the background
     ):
         super().__init__()
-        self.model, self.words = model, nn.Linear(model.cfg.llm.dim, vocab)
-        nn.init.constant_(self.words.bias, -4.)  # few words occur: begin with 'no'
+        self.model, self.nothing = model, nothing
 
     def forward(self, batch, progress=1.):
         x = self.model.bridge(self.model.eye(batch['patches'], batch['grids']))  # (tokens, D)
-        B, see, dev = len(batch['see']), batch['see'], x.device
-        row = torch.arange(B, device=dev)[:, None].expand_as(see)[see]
-        mean = torch.zeros(B, x.shape[1], device=dev).index_add_(0, row, x) / see.sum(1).clamp(min=1)[:, None]
-        y = torch.zeros(B, self.words.out_features, device=dev)
-        said = batch['labels'] >= 0
-        y[torch.arange(B, device=dev)[:, None].expand_as(said)[said], batch['labels'][said]] = 1.
-        return dict(loss=F.binary_cross_entropy_with_logits(self.words(mean), y, reduction='none').sum(1).mean())
+        words = F.normalize(self.model.llm.get_input_embeddings().weight.detach(), dim=-1)
+        y = batch['align'][batch['see']]
+        logits = 16 * F.normalize(x, dim=-1) @ words.T
+        right = (logits.argmax(-1) == y)[y >= 0].float().mean()
+        return dict(loss=F.cross_entropy(logits, y.where(y >= 0, self.nothing)), named=right)
 
 # %% ../../nbs/36_trainer.ipynb #5b77e226
 class Workshop:
@@ -78,15 +75,19 @@ class Workshop:
         tokens:int=1536, # positions per language-model batch
         frames:int=480, # sound tokens per codec batch
         keep:Path|None=None, # file for the codes of the store, so that a resumed run need not encode it again
+        dictate:bool=True, # may the tokenizer learn transcripts through the language model?
+        progress:bool=True, # show bars?
     ):
         self.model, self.proc, self.world, self.store, self.seed = model, processor, world, store, seed
         self.tokens, self.frames, self.codes, self.keep = tokens, frames, None, keep
+        self.dictate, self.progress = dictate, progress
 
     def encode(self) -> None:
         "Codes of the whole store by the present tokenizer, from the file where it is there."
         if self.keep and self.keep.exists(): self.codes = np.load(self.keep); return
         was = self.model.tokenizer.training
-        self.codes = encode_store(self.model.tokenizer.eval(), self.store); self.model.tokenizer.train(was)
+        self.codes = encode_store(self.model.tokenizer.eval(), self.store, self.progress)
+        self.model.tokenizer.train(was)
         if self.keep: np.save(self.keep, self.codes)
 
     def forget_codes(self) -> None:
@@ -102,8 +103,8 @@ class Workshop:
     def objective(self, stage:Stage) -> nn.Module:
         "What a stage minimises."
         m, tok = self.model, self.proc.tok
-        make = dict(lm=lambda: LMObjective(m), eye=lambda: EyeObjective(m, len(tok)),
-                    tokenizer=lambda: TokenizerObjective(m.tokenizer, m.llm, tok, m.cfg.loss),
+        make = dict(lm=lambda: LMObjective(m), eye=lambda: EyeObjective(m, tok.convert_tokens_to_ids(SEE[1])),
+                    tokenizer=lambda: TokenizerObjective(m.tokenizer, m.llm if self.dictate else None, tok, m.cfg.loss),
                     flow=lambda: FlowObjective(m.flow, m.tokenizer), vocoder=lambda: VocoderObjective(m.vocoder))
         return make[stage.kind]()
 
@@ -358,8 +359,9 @@ def run_recipe(
             shop.forget_codes()
             seed_embedding(run.acc.unwrap_model(run.objective), shop.model.audio_embed)
             if out: save_start(shop.model, out)
+        still = bool(results) and 'llm' not in stage.trains  # the language model reads as before
         results.append(dict(stage=stage.name, steps=run.step, seconds=round(run.elapsed, 1), losses=losses,
-                            text_loss=text_loss(shop)))
+                            text_loss=results[-1]['text_loss'] if still else text_loss(shop)))
         if state: write_state(state, index=i+1, results=results, run=None, model=shop.model.state_dict())
         ready = not any(s.kind == 'flow' for s in stages[i+1:])  # is the flow decoder trained?
         if out: snapshot(shop, out/'samples', f'{i:02d}-{stage.name}', ready)
@@ -385,7 +387,8 @@ def new_model(
     tok = train_tokenizer(l for l, _ in zip(world.corpus(seed), range(6000)))
     cfg = get_preset(preset); cfg = replace(cfg, llm=replace(cfg.llm, vocab_size=len(tok)))
     torch.manual_seed(seed)
-    return OmniForCausalLM(cfg), OmniProcessor(tok, cfg)
+    model = OmniForCausalLM(cfg); look_back(model.llm); start_shallow(model.llm)
+    return model, OmniProcessor(tok, cfg)
 
 # %% ../../nbs/36_trainer.ipynb #16be99ca
 def train_command(

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['BRIDGE_PREFIXES', 'Projector', 'token_counts', 'load_bridge', 'bridge_state', 'to_released', 'from_released']
 
-# %% ../../nbs/12_projector.ipynb #cad4d071
+# %% ../../nbs/12_projector.ipynb #a435394b
 import torch
 from torch import nn, Tensor
 from einops import rearrange
+from ..layers import misfit
 from .navit import eye_names, from_qwen2vl, sub_state
 
 # %% ../../nbs/12_projector.ipynb #9d96a9a2
@@ -48,9 +49,10 @@ def load_bridge(
     state_dict:dict[str,Tensor], # Baichuan's or Qwen2-VL's names
 ) -> Projector: # the same model, filled
     "Fill the projector from the released checkpoint or from Qwen2-VL's merger."
-    try: model.load_state_dict(sub_state(state_dict, BRIDGE_PREFIXES))
-    except RuntimeError as e:
-        raise ValueError(f'the weights do not fit this Projector: check both widths and the merge size ({e})') from e
+    new = sub_state(state_dict, BRIDGE_PREFIXES)
+    if why := misfit(model.state_dict(), new):
+        raise ValueError(f'the weights do not fit this Projector: the file {why}; check both widths and the merge size')
+    model.load_state_dict(new)
     return model
 
 # %% ../../nbs/12_projector.ipynb #bb3ec2b1
