@@ -101,10 +101,11 @@ def write_tokens(
     gen:torch.Generator, # for the draws
     stop:set, # ids that end the segment; one of them is yielded last
     banned:list, # ids that are never drawn
+    least:int=0, # tokens before it may stop
 ) -> Iterator[int]: # token ids
     "Token ids up to one of `stop`."
-    for _ in range(how.max_text):
-        logits = s.m.llm.lm_head(s.h).float(); logits[:, banned] = -1e9
+    for n in range(how.max_text):
+        logits = s.m.llm.lm_head(s.h).float(); logits[:, banned + [*stop]*(n < least)] = -1e9
         i = int(pick(logits, how.text_temperature, how.text_top_k, gen))
         yield i
         if i in stop: return
@@ -150,7 +151,7 @@ def chat(self:OmniForCausalLM,
     ids, shown, left, n = [], '', int(max_seconds * 12.5), 0
     said = 0  # tokens of text already spoken
     while True:
-        for i in write_tokens(s, how, gen, {eos, say}, banned):
+        for i in write_tokens(s, how, gen, {eos, say}, banned, int(not ids)):  # no answer is empty
             if i in (eos, say): break
             ids.append(i); new = tok.decode(ids)
             if new.endswith('\ufffd'): continue  # half of a letter
