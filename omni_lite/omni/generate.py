@@ -100,8 +100,7 @@ def write_tokens(
     how:Sampling, # temperatures
     gen:torch.Generator, # for the draws
     stop:set, # ids that end the segment; one of them is yielded last
-    banned:list, # ids that are never drawn
-    least:int=0, # tokens before it may stop
+    banned:list, least:int=0, # ids that are never drawn; tokens before it may stop
 ) -> Iterator[int]: # token ids
     "Token ids up to one of `stop`."
     for n in range(how.max_text):
