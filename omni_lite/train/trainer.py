@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from ..config import LLMConfig, preset as get_preset
+from ..config import preset as get_preset
 from ..text import SEE, train_tokenizer
 from ..data.world import World
 from ..data.speech import SpeechStore

@@ -6,10 +6,9 @@
 __all__ = ['ROW', 'VISUAL_PREFIXES', 'OURS', 'THEIRS', 'slice_lengths', 'slice_ids', 'grid_positions', 'places', 'NaViT',
            'sub_state', 'from_qwen2vl', 'load_qwen2vl', 'eye_names', 'to_qwen2vl', 'attention_map']
 
-# %% ../../nbs/11_navit.ipynb #f5505839
+# %% ../../nbs/11_navit.ipynb #f385bac4
 from functools import lru_cache
 from itertools import groupby
-#| export
 import math
 import torch
 from torch import nn, Tensor
