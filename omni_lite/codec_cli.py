@@ -100,7 +100,7 @@ def train_codec(
     model, proc = _new_model(preset, made, seed, llm)
     set_statistics(model.tokenizer, model.flow, model.vocoder, store)
     shop = Workshop(model, proc, made, store, seed, dictate=llm is not None, progress=progress)
-    results = run_recipe(shop, stages, seconds, steps, out, progress)
+    results = run_recipe(shop, stages, seconds, steps, out)
     _save_codec(model, out)
     for r in results: r.pop('text_loss', None)  # of a language model that these stages do not touch
     past = dict(preset=preset, budget=seconds, world=world, seed=seed, llm=llm is not None, stages=results)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'NORMS', 'attention_mask', 'rope_angles', 'rotate', 'sinusoids', 'Attention', 'quick_gelu', 'FFN',
-           'Block', 'Transformer', 'CausalConv1d', 'trim_cache', 'misfit']
+           'Block', 'Transformer', 'CausalConv1d', 'trim_cache', 'misfit', 'sub_state']
 
 # %% ../nbs/00b_layers.ipynb #177e0298
 import math
@@ -199,3 +199,13 @@ def misfit(
         if names: return f'{word} {min(names)}' + (f' and {len(names) - 1} more' if len(names) > 1 else '')
     odd = sorted(k for k in want if want[k].shape != have[k].shape)
     return f'has {odd[0]} of shape {tuple(have[odd[0]].shape)}, not {tuple(want[odd[0]].shape)}' if odd else ''
+
+# %% ../nbs/00b_layers.ipynb #dfef75b2
+def sub_state(
+    state:dict, # name -> tensor, possibly of a larger model
+    prefixes:tuple, # of the part's names, tried in this order
+) -> dict: # entries under the first prefix found, without it; all entries when none is
+    "The part of a state dict under one of some prefixes."
+    for p in prefixes:
+        if any(k.startswith(p) for k in state): return {k[len(p):]: v for k, v in state.items() if k.startswith(p)}
+    return dict(state)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from einops import rearrange
 from safetensors.torch import load_file
 from fastcore.basics import patch
-from ..layers import Transformer, misfit, sinusoids, trim_cache
+from ..layers import Transformer, misfit, sinusoids, sub_state, trim_cache
 
 # %% ../../nbs/02_encoder.ipynb #e653f14a
 def length_mask(
@@ -208,18 +208,12 @@ def _our_name(k):  # of a weight in Hugging Face's encoder
     for a, b in SWAP: k = k.replace(a, b)
     return k
 
-# %% ../../nbs/02_encoder.ipynb #c3e17eb6
-def _encoder_part(state):  # of a state dict of the whole model, or of the encoder alone
-    for p in ('model.encoder.', 'encoder.'):
-        if any(k.startswith(p) for k in state): return {k[len(p):]: v for k, v in state.items() if k.startswith(p)}
-    return dict(state)
-
 # %% ../../nbs/02_encoder.ipynb #798fcb6a
 def load_whisper(
     ear:WhisperEncoder, state:dict, # sizes must match; state dict of transformers' WhisperEncoder or of a whole model
 ) -> WhisperEncoder: # the same, filled
     "Copy the weights of a Hugging Face Whisper encoder into ours."
-    state, mine = _encoder_part(state), ear.positional_embedding
+    state, mine = sub_state(state, ('model.encoder.', 'encoder.')), ear.positional_embedding
     table, new = state.pop('embed_positions.weight', None), {_our_name(k): v for k, v in state.items()}
     if why := misfit(ear.state_dict(), new):
         raise ValueError(f'these Whisper weights do not fit: the file {why}; check n_mels, dim, depth and ffn_dim')

@@ -19,7 +19,7 @@ from ..omni.rows import Row, RowBuilder, frame_words
 from ..text import word_ids
 from ..omni.processor import OmniProcessor
 from .interleave import text_row, chat_row, asr_row, tts_row, itts_row, intlv_row
-from .pictures import render_picture, clip_moment, cover
+from .pictures import render_picture, render_clip, clip_moment, cover
 from .speech import SpeechStore
 from .world import World, Sample, FAMILIES
 
@@ -35,7 +35,7 @@ class Material:
         self.world, self.proc, self.b, self.split = world, processor, processor.builder, split
         self.store, self.codes, self.rows = store, codes, store.rows if store else []
         self.text_families, self.image_families, self.clip_families = map(self.of_sense, ('text', 'image', 'clip'))
-        self.find_rows()
+        self.find_rows(); self.find_words()
 
 # %% ../../nbs/34_tasks.ipynb #5a173290
 @patch
@@ -114,9 +114,10 @@ def seen_words(self:Material, spec:dict, grid:tuple) -> list: # of a picture; (t
 @patch
 def show(self:Material, b:RowBuilder, s:Sample) -> RowBuilder: # the builder, with the sample's picture or clip
     "Append what is seen in a sample."
-    views = [(s.image, 112)] if s.image else [(clip_moment(s.clip, t), 56) for t in range(4)] if s.clip else []
-    for spec, size in views:
-        patches, grid = self.proc.picture(render_picture(spec, size), bool(s.clip))
+    specs = [s.image] if s.image else [clip_moment(s.clip, t) for t in range(4)] if s.clip else []
+    views = [render_picture(s.image)] if s.image else render_clip(s.clip) if s.clip else []
+    for spec, view in zip(specs, views):
+        patches, grid = self.proc.picture(view, bool(s.clip))
         b.see(patches, grid, bool(s.clip), self.seen_words(spec, grid))
     return b
 
@@ -169,10 +170,10 @@ def lookup_row(m:Material, rng:random.Random, # of one split; source of chance
 def turns_row(m:Material, rng:random.Random) -> Row: # passage and question, answer, further questions, answers
     "A dialogue about one passage."
     text, verb, pairs = m.world.passage(rng, owned := rng.random() < .5, rng.randint(2, 4))
-    asks = ('who {v} the {t}?',) if owned else ('what color is the {t}?', 'say the color of the {t}.')
-    (q, a), *more = [(rng.choice(asks).format(v=verb, t=t), v + '.') for t, v in pairs]
-    first = f'{q} {text}' if q.endswith('?') and rng.random() < .5 else f'{text} {q}'
-    return chat_row(m.b, lambda b: b.text(first), a, then=more)
+    wordings = FAMILIES['who' if owned else 'color'].wordings
+    ask = lambda thing, fact='': rng.choice(wordings).format(fact=fact, verb=verb, thing=thing).strip()
+    (thing, value), *more = pairs
+    return chat_row(m.b, lambda b: b.text(ask(thing, text)), value + '.', then=[(ask(t), v + '.') for t, v in more])
 
 # %% ../../nbs/34_tasks.ipynb #a144edd9
 def corpus_row(m:Material, rng:random.Random) -> Row: # one passage
@@ -196,19 +197,21 @@ def draw(self:Material,
 # %% ../../nbs/34_tasks.ipynb #6f396af4
 @patch
 def find_words(self:Material) -> None:
-    "Where each voice says each word inside an utterance: (voice, word) -> [(utterance, place)]."
+    "Where each voice says each word inside an utterance: (voice, word) to [(utterance, place)]."
     self.places = defaultdict(list)
     for i in (i for k in HEARD for i in self.by_kind.get(k, [])):
         r = self.rows[i]
         for k, w in enumerate(r['text'].split()[1:], 1): self.places[r['voice'], w].append((i, k))
 
-# %% ../../nbs/34_tasks.ipynb #3ed2757f
+# %% ../../nbs/34_tasks.ipynb #81cf33c3
 @patch
-def joined(self:Material, rng:random.Random, i:int, heard:bool, longest:int=12) -> tuple: # text, (codes, align)
+def joined(self:Material,
+    rng:random.Random, i:int, heard:bool, # source of chance; number of an utterance; words asked for late?
+    share:float=1., longest:int=12, # of the calls that join; words at most
+) -> tuple: # text, (codes (n, L), align (n,))
     "Utterance i up to one of its words and another of the same voice from that word on; i itself where nothing fits."
-    if not hasattr(self, 'places'): self.find_words()
     a, words = self.rows[i], self.rows[i]['text'].split()
-    if len(words) < 3: return a['text'], self.speech(i, heard)
+    if len(words) < 3 or rng.random() >= share: return a['text'], self.speech(i, heard)
     k = rng.randrange(1, len(words)); j, l = rng.choice(self.places[a['voice'], words[k]])
     text, (p, q) = words[:k] + self.rows[j]['text'].split()[l:], (self.said_words(x) for x in (i, j))
     if len(text) > longest or k not in p or l not in q: return a['text'], self.speech(i, heard)
@@ -220,15 +223,13 @@ def joined(self:Material, rng:random.Random, i:int, heard:bool, longest:int=12) 
 # %% ../../nbs/34_tasks.ipynb #8f4820bc
 def hear_row(m:Material, rng:random.Random) -> Row: # sound, transcript
     "Recognition of anything anybody says, half of it joined from two utterances."
-    i = m.draw(rng, HEARD)
-    text, speech = m.joined(rng, i, True) if rng.random() < .5 else (m.rows[i]['text'], m.speech(i, True))
+    text, speech = m.joined(rng, m.draw(rng, HEARD), True, .5)
     return asr_row(m.b, speech, text)
 
 # %% ../../nbs/34_tasks.ipynb #05bb61f0
 def say_row(m:Material, rng:random.Random) -> Row: # text, its speech
     "Synthesis in the output voice."
-    i = m.draw(rng, MADE, True)
-    text, speech = m.joined(rng, i, False) if rng.random() < .7 else (m.rows[i]['text'], m.speech(i, False))
+    text, speech = m.joined(rng, m.draw(rng, MADE, True), False, .7)
     return tts_row(m.b, text, speech)
 
 # %% ../../nbs/34_tasks.ipynb #851756e5

@@ -203,12 +203,13 @@ def teacher_says(self:Card, texts:list) -> float|None: # word error rate of the 
 @patch
 def speaking(self:Card) -> None:
     "Spoken answers to typed and spoken questions and pictures; own speech heard again; speed."
-    truth, wrote, heard, again, times = [], [], [], [], []
+    truth, wrote, wavs, times = [], [], [], []
     for s, msg in self.bar(self.spoken_requests(), 'spoken answers'):
         text, wav, t = self.answer(msg, speak=True)
-        wav = np.zeros(2400, np.float32) if wav is None else wav
-        truth.append(s.answer); wrote.append(text or '-'); heard.append(listen(wav)); times.append(t)
-        if len(again) < self.n // 3: again.append(self.answer(_write_down((wav, VOICE_RATE)))[0])
+        truth.append(s.answer); wrote.append(text or '-'); times.append(t)
+        wavs.append(np.zeros(2400, np.float32) if wav is None else wav)
+    heard = [listen(w) for w in self.bar(wavs, 'spoken answers, judge')]
+    again = [self.answer(_write_down((w, VOICE_RATE)))[0] for w in wavs[:self.n // 3]]
     self.add_wer('any → spoken answer', truth, heard, self.teacher_says(truth))
     self.add_wer('speech against its own text', wrote, heard, self.teacher_says(wrote))
     self.add_wer('own speech heard again', wrote[:len(again)], again)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['START', 'BEFORE', 'LMObjective', 'EyeObjective', 'Workshop', 'is_hidden', 'MuonAdamW', 'rng_state', 'set_rng',
            'StageRun', 'Log', 'run_stage', 'sound_sample', 'answer_sample', 'snapshot', 'save_start', 'load_start',
-           'write_state', 'text_loss', 'run_recipe', 'world_store', 'new_model', 'train_command']
+           'write_state', 'text_loss', 'run_recipe', 'world_store', 'new_model', 'batch_sizes', 'train_command']
 
 # %% ../../nbs/36_trainer.ipynb #8f91ce3e
 import json, random, time
@@ -232,13 +232,12 @@ def run_stage(
     log:Path|None=None, # JSON lines go here
     save:object=None, # function(run), called now and then
     every:float=60., # seconds between two savings
-    progress:bool=True, # show a bar
 ) -> dict: # smoothed losses at the end
     "Train one stage to the end of its budget."
     from tqdm.auto import tqdm
     book, last = Log(log), time.time()
     look = '{desc}: {percentage:3.0f}%|{bar:20}| {elapsed} {postfix}'
-    with tqdm(total=100, desc=run.stage.name, disable=not progress, bar_format=look) as bar:
+    with tqdm(total=100, desc=run.stage.name, disable=not run.shop.progress, bar_format=look) as bar:
         while not run.done:
             book.add(run.one_step())
             bar.n = min(100, 100*run.progress); bar.set_postfix({k: f'{v:.2f}' for k, v in book.smooth.items()})
@@ -342,7 +341,6 @@ def run_recipe(
     seconds:float=0., # whole budget in seconds, or
     steps:int=0, # steps per stage
     out:Path|None=None, # state and log; None = keep nothing
-    progress:bool=True, # show bars
 ) -> list: # one dict per stage: name, losses, text_loss
     "All stages in order; goes on where the state in `out` stopped."
     state = out/'state.pt' if out else None
@@ -354,7 +352,7 @@ def run_recipe(
         if s['run']: run.load_state_dict(s['run']); s['run'] = None
         def keep(run, i=i):
             write_state(state, index=i, results=results, run=run.state_dict(), model=shop.model.state_dict())
-        losses = run_stage(run, out/'log.jsonl' if out else None, keep if state else None, progress=progress)
+        losses = run_stage(run, out/'log.jsonl' if out else None, keep if state else None)
         if stage.kind == 'tokenizer':
             shop.forget_codes()
             seed_embedding(run.acc.unwrap_model(run.objective), shop.model.audio_embed)
@@ -390,6 +388,13 @@ def new_model(
     model = OmniForCausalLM(cfg); look_back(model.llm); start_shallow(model.llm)
     return model, OmniProcessor(tok, cfg)
 
+# %% ../../nbs/36_trainer.ipynb #1d1e2744
+def batch_sizes(
+    budget:float, # seconds of training
+) -> tuple: # positions per language-model batch, sound tokens per codec batch
+    "Batches for a run of this length."
+    return int(min(1536, max(512, 640 * (budget/900)**.5))), int(min(480, max(200, budget/4)))
+
 # %% ../../nbs/36_trainer.ipynb #16be99ca
 def train_command(
     preset:str='nano', # rung
@@ -408,8 +413,8 @@ def train_command(
     else:
         model, proc = new_model(preset, made, seed)
         set_statistics(model.tokenizer, model.flow, model.vocoder, store)
-    frames = int(min(480, max(200, budget / 4)))  # a short run learns more from many small batches than from few large
-    shop = Workshop(model, proc, made, store, seed, frames=frames, keep=out/'codes.npy')
+    tokens, frames = batch_sizes(budget)
+    shop = Workshop(model, proc, made, store, seed, tokens, frames, keep=out/'codes.npy')
     results = run_recipe(shop, recipe(preset, bool(start)), budget, out=out)
     model.save_pretrained(out, tok=proc.tok)
     past = dict(preset=preset, budget=budget, world=world, seed=seed, stages=results)

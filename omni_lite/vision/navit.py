@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROW', 'VISUAL_PREFIXES', 'OURS', 'THEIRS', 'slice_lengths', 'slice_ids', 'grid_positions', 'places', 'NaViT',
-           'sub_state', 'from_qwen2vl', 'load_qwen2vl', 'eye_names', 'to_qwen2vl', 'attention_map']
+           'from_qwen2vl', 'load_qwen2vl', 'eye_names', 'to_qwen2vl', 'attention_map']
 
 # %% ../../nbs/11_navit.ipynb #f385bac4
 from functools import lru_cache
@@ -15,7 +15,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from einops import rearrange
 from fastcore.basics import patch
-from ..layers import Transformer, attention_mask, misfit, rope_angles
+from ..layers import Transformer, attention_mask, misfit, rope_angles, sub_state
 
 # %% ../../nbs/11_navit.ipynb #31eb6eb9
 def slice_lengths(
@@ -160,16 +160,6 @@ OURS, THEIRS = ('attn.out_proj.', 'ffn.'), ('attn.proj.', 'mlp.')
 def _swap(name, old, new): # 'blocks.0.mlp.fc1.bias' -> 'blocks.0.ffn.fc1.bias'
     for a, b in zip(old, new): name = name.replace(a, b)
     return name
-
-# %% ../../nbs/11_navit.ipynb #a459ce6b
-def sub_state(
-    state:dict[str,Tensor], # a state dict, possibly of a larger model
-    prefixes:tuple[str,...], # tried in this order
-) -> dict[str,Tensor]: # entries under the first prefix found, without it; the whole when none is
-    "The part of a state dict under one of some prefixes."
-    for p in prefixes:
-        if any(k.startswith(p) for k in state): return {k[len(p):]: v for k, v in state.items() if k.startswith(p)}
-    return dict(state)
 
 # %% ../../nbs/11_navit.ipynb #4feb73d8
 def from_qwen2vl(

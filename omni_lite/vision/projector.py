@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BRIDGE_PREFIXES', 'Projector', 'token_counts', 'load_bridge', 'bridge_state', 'to_released', 'from_released']
 
-# %% ../../nbs/12_projector.ipynb #a435394b
+# %% ../../nbs/12_projector.ipynb #14d18302
 import torch
 from torch import nn, Tensor
 from einops import rearrange
-from ..layers import misfit
-from .navit import eye_names, from_qwen2vl, sub_state
+from ..layers import misfit, sub_state
+from .navit import eye_names, from_qwen2vl
 
 # %% ../../nbs/12_projector.ipynb #9d96a9a2
 class Projector(nn.Module):
