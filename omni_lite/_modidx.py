@@ -659,6 +659,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report.Card.speaking': ( 'report.html#card.speaking',
                                                                                         'omni_lite/evaluate/report.py'),
+                                           'omni_lite.evaluate.report.Card.speed': ( 'report.html#card.speed',
+                                                                                     'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report.Card.spoken_cases': ( 'report.html#card.spoken_cases',
                                                                                             'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report.Card.spoken_requests': ( 'report.html#card.spoken_requests',
