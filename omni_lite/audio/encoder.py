@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from einops import rearrange
 from safetensors.torch import load_file
 from fastcore.basics import patch
+
+# %% ../../nbs/02_encoder.ipynb #c2567395
 from ..layers import Transformer, misfit, sinusoids, sub_state, trim_cache
 
 # %% ../../nbs/02_encoder.ipynb #e653f14a
