@@ -6,12 +6,11 @@
 __all__ = ['ACTIVATIONS', 'NORMS', 'attention_mask', 'rope_angles', 'rotate', 'sinusoids', 'Attention', 'quick_gelu', 'FFN',
            'Block', 'Transformer', 'CausalConv1d', 'trim_cache', 'misfit', 'sub_state']
 
-# %% ../nbs/00b_layers.ipynb #177e0298
+# %% ../nbs/00b_layers.ipynb #01815270
 import math
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from einops import rearrange
 from fastcore.basics import patch
 
 # %% ../nbs/00b_layers.ipynb #0686a46b
@@ -90,14 +89,15 @@ def forward(self:Attention,
     cache:dict|None=None, # keys and values of the past, changed in place
 ) -> Tensor: # (B, T, D)
     "Attend, over the past in the cache as well."
-    q, k, v = (rearrange(p(x), 'b t (h k) -> b h t k', h=self.num_heads)
+    B, T, _ = x.shape
+    q, k, v = (p(x).view(B, T, self.num_heads, self.head_dim).transpose(1, 2)
                for p in (self.q_proj, self.k_proj, self.v_proj))  # (B, H, T, K)
     if angles is not None: q, k = rotate(q, angles), rotate(k, angles)
     if cache is not None:
         if id(self) in cache: k, v = (torch.cat(p, 2) for p in zip(cache[id(self)], (k, v)))
         cache[id(self)] = (k, v)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return self.out_proj(rearrange(y, 'b h t k -> b t (h k)'))
+    return self.out_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 # %% ../nbs/00b_layers.ipynb #b048a81a
 def quick_gelu(
@@ -129,11 +129,12 @@ class Block(nn.Module):
         act:str='gelu', # a key of ACTIVATIONS
         eps:float=1e-5, # of the norms
         ffn:nn.Module|None=None, # a feed-forward module of your own
+        norm_stream:bool=False, # the second norm acts on the stream itself, as in the released audio head
         **attn_kw, # for Attention: head_dim, bias, k_bias, out_bias
     ):
         super().__init__()
         self.norm1, self.norm2 = NORMS[norm](dim, eps=eps), NORMS[norm](dim, eps=eps)
-        self.attn = Attention(dim, num_heads, **attn_kw)
+        self.attn, self.norm_stream = Attention(dim, num_heads, **attn_kw), norm_stream
         self.ffn = ffn if ffn is not None else FFN(dim, ffn_dim, act)
 
 # %% ../nbs/00b_layers.ipynb #bffe89ac
@@ -144,7 +145,8 @@ def forward(self:Block,
 ) -> Tensor: # (B, T, D)
     "Two steps, each added to the stream."
     x = x + self.attn(self.norm1(x), mask, angles, cache)  # (B, T, D)
-    return x + self.ffn(self.norm2(x))
+    y = self.norm2(x)
+    return (y if self.norm_stream else x) + self.ffn(y)
 
 # %% ../nbs/00b_layers.ipynb #9b09f573
 class Transformer(nn.Module):

@@ -16,7 +16,7 @@ from omni_lite.audio.mel import load_sound
 from omni_lite.config import preset
 from omni_lite.evaluate import codec as E, codec_page as P
 from omni_lite.omni.codec import books_hash, decode_file, encode_file, load_codec, read_codes, whole
-from omni_lite.omni.generate import Voice
+from omni_lite.omni.voice import Voice
 from omni_lite.omni.model import OmniForCausalLM
 
 if not any(g.name == 'codec' for g in cli.app.registered_groups): add_commands(cli.app, cli.parse_budget)

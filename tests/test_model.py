@@ -11,7 +11,8 @@ from omni_lite.data.interleave import asr_row, chat_row, itts_row, text_row, tts
 from omni_lite.data.mixture import collate
 from omni_lite.data.tasks import Material, bind
 from omni_lite.data.world import World
-from omni_lite.omni.generate import Sampling, Voice
+from omni_lite.config import Sampling
+from omni_lite.omni.voice import Voice
 from omni_lite.omni.model import OmniForCausalLM, build_llm, look_back, start_shallow
 from omni_lite.omni.processor import OmniProcessor
 from omni_lite.text import train_tokenizer
@@ -56,15 +57,6 @@ def test_frames_after_an_answer_do_not_change_it(parts):
     short, long = itts_row(b, [('a cat', speech(4))]), itts_row(b, [('a cat', speech(4)), ('a dog.', speech(6, 1))])
     n = len(short) - 1
     with torch.no_grad(): assert torch.allclose(m.hidden(collate([short]))[0, :n], m.hidden(collate([long]))[0, :n], atol=1e-4)
-
-@pytest.mark.parametrize('pieces', [(1,)*11, (4, 5, 2), (11,)])
-def test_streaming_equals_whole(parts, pieces):
-    m, _ = parts; codes = speech(11)[0]
-    whole, v, out, a = Voice(m, seed=2).push(codes, True), Voice(m, seed=2), [], 0
-    for p in pieces: out.append(v.push(codes[a:a+p], a + p == 11)); a += p
-    assert len(whole) == 11*1920
-    # rounding may move the highest harmonic over the edge of its band; a seam or a lost sample would be far above
-    assert np.linalg.norm(np.concatenate(out) - whole) < .05*np.linalg.norm(whole)
 
 def test_same_seed_same_answer_and_stop_at_any_event(parts):
     m, proc = parts; how = Sampling(text_temperature=1., max_text=6)

@@ -25,7 +25,7 @@ def nano_codec(
     import torch
     from dataclasses import replace
     from omni_lite.config import preset
-    from omni_lite.omni.generate import Voice
+    from omni_lite.omni.voice import Voice
     from omni_lite.omni.model import OmniForCausalLM
     torch.manual_seed(0)
     cfg = preset('nano'); cfg = replace(cfg, flow=replace(cfg.flow, steps=steps))

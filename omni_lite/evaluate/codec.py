@@ -23,7 +23,7 @@ from ..audio.mel import (load_sound, mel_filters, voice_mel, EAR_RATE, TOKEN_SEC
 from ..audio.rvq import usage
 from ..data.speech import SpeechStore
 from ..omni.codec import ready
-from ..omni.generate import Voice
+from ..omni.voice import Voice
 from ..omni.model import OmniForCausalLM
 from .judge import normal, wer, wer_interval
 from .codec_page import ABOUT_QUOTED, quoted, write_report

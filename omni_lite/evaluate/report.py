@@ -17,9 +17,9 @@ from ..data.pictures import render_picture, render_clip, samples_path
 from ..data.sounds import render_sound
 from ..data.speech import SpeechStore
 from ..data.world import World, Sample, FAMILIES
-from ..data.interleave import TRANSCRIBE
 from .judge import listen, normal, wer, wer_interval, wilson
-from ..omni.generate import Sampling, Voice
+from ..omni.voice import Voice
+import omni_lite.omni.generate  # gives the model generate, transcribe and say
 from ..omni.model import OmniForCausalLM
 from ..omni.processor import OmniProcessor
 
@@ -186,10 +186,6 @@ def spoken_requests(self:Card) -> list: # of (Sample, messages)
     by_voice = self.spoken_cases(('text',))[:self.n // 6]
     return [(s, question(s)) for s in some] + [(s, question(s, w)) for s, w in by_voice]
 
-# %% ../../nbs/41_report.ipynb #df51d2a1
-def _write_down(audio):  # messages that ask for a transcript
-    return [dict(role='user', content=[dict(type='text', text=TRANSCRIBE), dict(type='audio', audio=audio)])]
-
 # %% ../../nbs/41_report.ipynb #49f73a53
 @patch
 def teacher_says(self:Card, texts:list) -> float|None: # word error rate of the teacher, None where it said none of them
@@ -209,7 +205,7 @@ def speaking(self:Card) -> None:
         truth.append(s.answer); wrote.append(text or '-')
         wavs.append(np.zeros(2400, np.float32) if wav is None else wav)
     heard = [listen(w) for w in self.bar(wavs, 'spoken answers, judge')]
-    again = [self.answer(_write_down((w, VOICE_RATE)))[0] for w in wavs[:self.n // 3]]
+    again = [self.m.transcribe((w, VOICE_RATE), self.proc) for w in wavs[:self.n // 3]]
     self.add_wer('any → spoken answer', truth, heard, self.teacher_says(truth))
     self.add_wer('speech against its own text', wrote, heard, self.teacher_says(wrote))
     self.add_wer('own speech heard again', wrote[:len(again)], again)
@@ -230,7 +226,7 @@ def speed(self:Card) -> None:
 @patch
 def real_voice(self:Card, wav:Path) -> None: # a recording with its words in a .txt beside it
     "A person's recording: transcript and word errors."
-    text, truth = self.answer(_write_down(str(wav)))[0], wav.with_suffix('.txt').read_text().strip()
+    text, truth = self.m.transcribe(str(wav), self.proc), wav.with_suffix('.txt').read_text().strip()
     self.example('a real person', wav.name, text, truth, normal(text) == normal(truth))
     self.add_wer('a real person, transcript', [truth], [text or '-'])
 

@@ -12,7 +12,7 @@ from torch import nn, Tensor
 from omni_lite.audio.mel import EAR_RATE, TOKEN_SECONDS, VOICE_RATE, sound_pieces
 from omni_lite.config import NanoConfig
 from omni_lite.layers import misfit
-from omni_lite.omni.generate import Voice
+from omni_lite.omni.voice import Voice
 from omni_lite.omni.model import FILES, TRAIN_ONLY, OmniForCausalLM
 
 __all__ = ['read_config', 'read_weights', 'load_codec', 'whole', 'ready', 'books_hash',

@@ -19,7 +19,7 @@ from ..audio.mel import load_sound, EAR_RATE, VOICE_RATE
 from ..vision.image import patchify, load_image
 from ..vision.video import sample_frames, video_sound
 from ..vision.long_video import clock, watch
-from .rows import Row, RowBuilder
+from .rows import Row, RowBuilder, collate, draw_row, kinds
 
 # %% ../../nbs/23_processor.ipynb #0c76dd52
 def read_sound(
@@ -34,17 +34,19 @@ class OmniProcessor:
     def __init__(self,
         tok:'PreTrainedTokenizerFast', cfg:NanoConfig=NanoConfig(), # text tokenizer; sizes of the rung
     ):
-        self.tok, self.cfg, self.builder = tok, cfg, RowBuilder(tok, cfg.audio.codebook_sizes)
+        self.tok, self.cfg = tok, cfg
+        self.builder = RowBuilder(tok, cfg.audio.codebook_sizes, cfg.ids, cfg.head.kind == 'delay')
 
 # %% ../../nbs/23_processor.ipynb #4e2856d3
 @patch(cls_method=True)
 def from_pretrained(cls:OmniProcessor,
     folder:str|Path, # what OmniForCausalLM.save_pretrained wrote, tokenizer included
+    **hub, # of the Auto classes, not needed here
 ) -> OmniProcessor:
     "The processor of a saved model."
     import json
     from transformers import PreTrainedTokenizerFast
-    cfg = json.loads((Path(folder)/'config.json').read_text()); cfg.pop('model_type', None)
+    cfg = json.loads((Path(folder)/'config.json').read_text())
     return cls(PreTrainedTokenizerFast.from_pretrained(folder), NanoConfig.from_dict(cfg))
 
 # %% ../../nbs/23_processor.ipynb #9c48c70f
@@ -77,19 +79,22 @@ def add_clip(self:OmniProcessor,
         if part.get('stamps'): b.text(clock(t) + ' ')
         b.see(*p, frame=True)
     track = video_sound(part['video']) if part.get('sound') else None
-    return b.hear(listen(read_sound(track))) if track else b
+    if not track: return b
+    return b.hear(listen(read_sound(track))) if listen else b.hear_later(read_sound(track))
 
 # %% ../../nbs/23_processor.ipynb #d8cb82f5
 def add_part(self:OmniProcessor,
     b:RowBuilder, part:dict, listen:Callable, # where it goes; one entry of a content; sound (L,) -> codes (n, L)
 ) -> RowBuilder:
     "Append one part of a message."
-    if (kind := part.get('type')) not in ('text', 'image', 'audio', 'video') or kind not in part:
+    if (kind := part.get('type')) not in ('text', 'image', 'audio', 'video', 'speech') or kind not in part:
         raise ValueError(f'a part of type {kind!r} without its content: '
-                         'use text, image, audio or video with a key of that name')
+                         'use text, image, audio, video or speech with a key of that name')
     if kind == 'text': return b.text(part['text'])
+    if kind == 'speech': return b.speak(torch.as_tensor(part['speech']), False)
     if kind == 'image': return b.see(*self.picture(part['image']))
-    if kind == 'audio': return b.hear(listen(read_sound(part['audio'])))
+    wav = read_sound(part['audio']) if kind == 'audio' else None
+    if kind == 'audio': return b.hear(listen(wav)) if listen else b.hear_later(wav)
     return self.add_clip(b, part, listen)
 
 # %% ../../nbs/23_processor.ipynb #08f18e5b
@@ -98,7 +103,8 @@ def _add_message(self, b, m, listen):  # tag of the speaker, parts, end when it 
     if m.get('role') not in tags: raise ValueError(f"role {m.get('role')!r}: use system, user or assistant")
     parts = [dict(type='text', text=m['content'])] if isinstance(m['content'], str) else m['content']
     b.tag(tags[m['role']])
-    for p in sorted(parts, key=lambda p: p.get('type') in ('text', 'audio')): add_part(self, b, p, listen)
+    last = ('text', 'audio') if m['role'] == 'user' else ()
+    for p in sorted(parts, key=lambda p: p.get('type') in last): add_part(self, b, p, listen)
     if m['role'] == 'assistant': b.tag(EOS)
 
 # %% ../../nbs/23_processor.ipynb #66613baf
@@ -112,3 +118,33 @@ def apply_chat_template(self:OmniProcessor,
     for m in messages: _add_message(self, b, m, listen)
     if speak: b.tag(ALOUD)
     return b.tag(ASSISTANT).done()
+
+# %% ../../nbs/23_processor.ipynb #337bdc35
+@patch
+def __call__(self:OmniProcessor,
+    talks:list, # messages, or a list of conversations
+    speak:bool=False, listen:Callable|None=None, # as for `apply_chat_template`; None = codes come later
+) -> 'BatchFeature': # input_ids (B, T), codes (B, T, L), see (B, T), patches, grids, sounds where there are any
+    "Conversations as one batch of tensors."
+    from transformers import BatchFeature
+    talks = [talks] if talks and isinstance(talks[0], dict) else talks
+    batch = collate([self.apply_chat_template(t, speak, listen) for t in talks])
+    return BatchFeature({k: v for k, v in batch.items() if k not in ('labels', 'code_labels', 'align')})
+
+# %% ../../nbs/23_processor.ipynb #b7558f6e
+@patch
+def decode(self:OmniProcessor, ids:'Tensor|list', **kw) -> str: # token ids; for the tokenizer
+    "Text of token ids."
+    return self.tok.decode(ids, **kw)
+
+# %% ../../nbs/23_processor.ipynb #1b510749
+@patch
+def batch_decode(self:OmniProcessor, ids:'Tensor|list', **kw) -> list: # rows of token ids; for the tokenizer
+    "Text of several rows."
+    return [self.tok.decode(i, **kw) for i in ids]
+
+# %% ../../nbs/23_processor.ipynb #32879098
+@patch
+def save_pretrained(self:OmniProcessor, folder:str|Path) -> None: # of the model
+    "Write the text tokenizer; the sizes are in the model's config."
+    self.tok.save_pretrained(folder)

@@ -2,7 +2,8 @@
 
 Nothing heavy is imported here: torch and the model come in when the first answer is asked for, PyAV and Pillow when the
 first file arrives. A page, a server or a test needs only something with `reply` (see `Engine`)."""
-import io, mimetypes, re, tempfile, threading, time, wave, weakref
+import hashlib, io, mimetypes, re, tempfile, threading, time, wave, weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,14 +41,34 @@ class Engine(Protocol):
         "Answer the last message."
         ...
 
+def _fingerprint(messages):
+    "A name for a conversation: the same words, pictures and sounds give the same one."
+    h = hashlib.blake2b(digest_size=16)
+    def put(x):
+        if isinstance(x, dict):
+            for k, v in x.items(): put(k); put(v)
+        elif isinstance(x, (list, tuple)):
+            for v in x: put(v)
+        elif isinstance(x, np.ndarray): h.update(x.tobytes())
+        elif hasattr(x, 'tobytes'): h.update(repr(getattr(x, 'size', '')).encode() + x.tobytes()) # a picture
+        else: h.update(repr(x.strip() if isinstance(x, str) else x).encode())
+        h.update(b'|')
+    for m in messages:
+        content = m['content']
+        if isinstance(content, list) and all(p.get('type') == 'text' for p in content):
+            content = ' '.join(p['text'].strip() for p in content)
+        put(m['role']); put(content)
+    return h.hexdigest()
+
 class NanoEngine:
     "The checkpoint in `folder`, read when the first answer is asked for."
     sample_rate = 24_000
 
     def __init__(self,
         folder:str|Path|None=None, # checkpoint folder; None: the one that ships
+        memory:int=8, # conversations kept in the model's memory: their next turn costs only what is new
     ):
-        self.folder = Path(folder) if folder else shipped('nano')
+        self.folder, self.memory, self.talks = Path(folder) if folder else shipped('nano'), memory, OrderedDict()
         self._lock, self.model, self.processor = threading.Lock(), None, None
 
     def load(self) -> 'NanoEngine': # itself, ready to answer
@@ -57,7 +78,6 @@ class NanoEngine:
             if not (self.folder/'config.json').exists():
                 raise ValueError(f'There is no checkpoint in {self.folder}: run `make train`, or name a folder in '
                                  'OMNI_LITE_MODEL.')
-            import omni_lite.omni.generate # gives the model its `chat`
             from omni_lite.omni.model import OmniForCausalLM
             from omni_lite.omni.processor import OmniProcessor
             self.processor = OmniProcessor.from_pretrained(self.folder)
@@ -73,16 +93,41 @@ class NanoEngine:
         "Answer the last message."
         self.load()
         import torch
-        events = iter(self.model.chat(messages, processor=self.processor, speak=speak, seed=seed,
-                                      max_seconds=max_seconds))
+        talk, said, sound = self.resume(messages, speak), '', True
+        events = talk.reply(speak, seed=seed, max_seconds=max_seconds)
         try:
             while True:
                 with torch.no_grad(): # set anew each step: a server may resume this in another thread
                     ev = next(events, None)
                 if ev is None: return
+                said += ev.text if ev.kind == 'text' else ''
                 yield ev
+        except Exception:
+            sound = False # whatever went wrong, this memory is not to be trusted
+            raise
         finally:
-            if hasattr(events, 'close'): events.close()
+            events.close()
+            if sound: self.remember(messages + [{'role':'assistant', 'content':said}], talk)
+
+    def resume(self,
+        messages:list[dict], # the conversation, the newest message last
+        speak:bool,          # will the answer be spoken?
+    ) -> 'Conversation': # ready to answer
+        "The conversation in memory with the newest message read on top, or a new one with all of them read."
+        from omni_lite.omni.generate import Conversation
+        talk = self.talks.pop(_fingerprint(messages[:-1]), None)
+        try:
+            if talk is not None: return talk.add(messages[-1:], speak=speak)
+        except ValueError: pass # the memory is full: `recent` messages may still fit into a new one
+        return Conversation(self.model, self.processor).add(messages, speak=speak)
+
+    def remember(self,
+        messages:list[dict], # the conversation with its answer
+        talk:'Conversation', # that holds it
+    ) -> None:
+        "Keep a conversation for its next turn; the oldest goes."
+        self.talks[_fingerprint(messages)] = talk
+        while len(self.talks) > self.memory: self.talks.popitem(last=False)
 
     def count_tokens(self,
         messages:list[dict], # the conversation

@@ -25,7 +25,8 @@ from ..data.tasks import Material, bind, encode_store
 from ..audio.mel import VOICE_RATE, load_sound, voice_mel
 from ..data.pictures import render_picture
 from ..omni.model import OmniForCausalLM, look_back, start_shallow
-from ..omni.generate import Voice
+from ..omni.voice import Voice
+import omni_lite.omni.generate  # gives the model generate, transcribe and say
 from ..omni.processor import OmniProcessor
 from .stages import Stage, recipe, freeze, rate
 from .codec import (SoundBatches, TokenizerObjective, FlowObjective, VocoderObjective, seed_embedding,

@@ -39,9 +39,15 @@ def to_rgb(
 MAX_DECODE = 89_000_000  # pixels; larger pictures are refused before they are decoded
 REFUSED = ('EPS', 'WMF', 'MPEG', 'BUFR', 'GRIB', 'HDF5')  # drawn by other programs, or no pictures
 
-# %% ../../nbs/10_image.ipynb #9de0c0f5
-def _open_picture(src, name): # path, bytes or PIL image -> PIL image, header read only
+# %% ../../nbs/10_image.ipynb #2322caaa
+def _of_array(a): # (H, W), (H, W, 3) or (H, W, 4) uint8 -> PIL image
+    if a.dtype == np.uint8 and (a.ndim == 2 or a.ndim == 3 and a.shape[2] in (3, 4)): return Image.fromarray(a)
+    raise ValueError(f'an array of {a.dtype} {a.shape} is no picture: give uint8 of (H, W), (H, W, 3) or (H, W, 4)')
+
+# %% ../../nbs/10_image.ipynb #533c1770
+def _open_picture(src, name): # path, bytes, array or PIL image -> PIL image, header read only
     if isinstance(src, Image.Image): return src
+    if isinstance(src, np.ndarray): return _of_array(src)
     try: im = Image.open(io.BytesIO(src) if isinstance(src, bytes) else src)
     except Image.DecompressionBombError as e:
         raise ValueError(f'the picture {name} is too large to decode safely: scale it down first') from e
@@ -56,9 +62,9 @@ def _check_size(im, name): # raises when there is too much or too little to see
     if area > MAX_DECODE: raise ValueError(f'the picture {name} has {size} pixels, too many: scale it down first')
     if area <= 256: raise ValueError(f'the picture {name} has only {size} pixels: give more than 256 in all')
 
-# %% ../../nbs/10_image.ipynb #4ccdae05
+# %% ../../nbs/10_image.ipynb #870b5e7b
 def load_image(
-    src:str|Path|bytes|Image.Image, # file, its bytes, or an open image
+    src:'str|Path|bytes|ndarray|Image.Image', # file, its bytes, an array, or an open image
 ) -> Image.Image: # RGB, upright, first frame of an animation
     "Any picture as upright opaque RGB."
     name = src if isinstance(src, (str, Path)) else 'given'
