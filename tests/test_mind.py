@@ -202,6 +202,8 @@ def test_wrong_parts_say_so(parts):
     see = batch['input_ids'] == m.cfg.ids.assistant
     with pytest.raises(ValueError, match='1 picture placeholders but 4'):
         m.embed(dict(input_ids=batch['input_ids'], see=see, patches=torch.zeros(16, 588), grids=[(1, 4, 4)]))
+    seen = proc([dict(role='user', content=[dict(type='image', image='data_samples/pictures/noto/dog.png'), dict(type='image', image=np.zeros((60, 60, 3), np.uint8))])])
+    with pytest.raises(ValueError, match=r'dog.png gave 4, the image gave 4'): m(**dict(seen, see=seen['see'] & False))
 
 # ---- as any model of transformers
 

@@ -75,12 +75,13 @@ def start_shallow(
 # %% ../../nbs/22_model.ipynb #45bd89d9
 def splice(
     emb:Tensor, where:Tensor, # (B, T, D) embeddings of all ids; (B, T) bool, placeholders of one modality
-    rows:Tensor, name:str='picture', # (N, D) embeddings to put there, in order; the modality, for the message
+    rows:Tensor, name:str='picture', files:list=(), # (N, D) to put there, in order; modality; [(file, positions)]
 ) -> Tensor: # (B, T, D)
     "Replace placeholder rows in order; the counts must agree."
     n, m = int(where.sum()), len(rows)
     if n == m: return emb.masked_scatter(where[..., None], rows.to(emb.dtype)) if n else emb
-    raise ValueError(f'{n} {name} placeholders but {m} {name} embeddings: rebuild the prompt with the processor')
+    whose = f' ({", ".join(f"{f} gave {k}" for f, k in files)})' if files else ''
+    raise ValueError(f'{n} {name} placeholders but {m} {name} embeddings{whose}: rebuild the prompt with the processor')
 
 # %% ../../nbs/22_model.ipynb #b9ab041a
 class OmniForCausalLM(nn.Module):
@@ -127,8 +128,8 @@ def listen(self:OmniForCausalLM,
     codes = batch['codes'].clone()
     where = (batch['input_ids'] == self.cfg.ids.hear[1]) & (codes[..., 0] < 0)
     if (n := int(where.sum())) != len(found):
-        raise ValueError(f'{n} sound placeholders but {len(found)} frames of sound: '
-                         'rebuild the prompt with the processor')
+        whose = ', '.join(f'{f} gave {k}' for f, k in batch.get('files', ()))
+        raise ValueError(f'{n} sound placeholders but {len(found)} frames of sound ({whose}): rebuild the prompt')
     codes[where] = found.to(codes)
     return {k: v for k, v in batch.items() if k != 'sounds'} | dict(codes=codes)
 
@@ -144,7 +145,8 @@ def embed(self:OmniForCausalLM,
     if codes is not None and (hear := codes[..., 0] >= 0).any():
         x = splice(x, hear, self.audio_embed(codes[hear]), 'sound')
     if not batch.get('grids'): return x
-    return splice(x, batch['see'], self.bridge(self.eye(batch['patches'], batch['grids'])), 'picture')
+    seen = self.bridge(self.eye(batch['patches'], batch['grids']))
+    return splice(x, batch['see'], seen, 'picture', batch.get('files', ()))
 
 # %% ../../nbs/22_model.ipynb #50e5fc57
 def packing(

@@ -27,6 +27,7 @@ class Row:
     see:Tensor # (T,) bool, picture tokens
     pictures:list = field(default_factory=list) # [(patches (n, P), grid (t, h, w))]
     sounds:list = field(default_factory=list) # [(L,) at 16 kHz] without codes as yet
+    files:list = field(default_factory=list) # [(name, positions)] of what was opened, for messages
     kind:str = '' # name of the format
     def __len__(self) -> int: return len(self.ids)
 
@@ -47,7 +48,7 @@ class RowBuilder:
 def clear(self:RowBuilder) -> RowBuilder: # itself, as of all strokes
     "Start a new row."
     self.cols, self.pictures = dict(ids=[], labels=[], codes=[], code_labels=[], align=[], see=[]), []
-    self.sounds = []
+    self.sounds, self.files = [], []
     return self
 
 # %% ../../nbs/22a_rows.ipynb #d50633bc
@@ -117,7 +118,7 @@ def speak(self:RowBuilder,
 def done(self:RowBuilder, kind:str='') -> Row: # name of the format
     "The finished row; the builder starts afresh."
     t = {k: torch.tensor(v, dtype=torch.bool if k == 'see' else torch.long) for k, v in self.cols.items()}
-    row = Row(**t, pictures=self.pictures, sounds=self.sounds, kind=kind)
+    row = Row(**t, pictures=self.pictures, sounds=self.sounds, files=self.files, kind=kind)
     self.clear()
     return row
 
@@ -128,8 +129,8 @@ def collate(
     "Pad rows to a batch; padding carries no loss and comes last, so a causal model needs no mask."
     fill = dict(ids=0, labels=-100, codes=-1, code_labels=-100, align=-100, see=False)
     batch = {k: pad_sequence([getattr(r, k) for r in rows], True, v) for k, v in fill.items()}
-    pics, sounds = ([x for r in rows for x in getattr(r, k)] for k in ('pictures', 'sounds'))
-    batch |= dict(patches=torch.cat([p for p, _ in pics]) if pics else None, grids=[g for _, g in pics])
+    pics, sounds, files = ([x for r in rows for x in getattr(r, k)] for k in ('pictures', 'sounds', 'files'))
+    batch |= dict(files=files, patches=torch.cat([p for p, _ in pics]) if pics else None, grids=[g for _, g in pics])
     return batch | dict(input_ids=batch.pop('ids')) | (dict(sounds=sounds) if sounds else {})
 
 # %% ../../nbs/22a_rows.ipynb #ac175835
