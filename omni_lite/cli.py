@@ -186,13 +186,15 @@ def train(
     resume:Annotated[bool, typer.Option('--resume', help='go on where a run in --out stopped')]=False,
     seed:int=0,
     card:Annotated[bool, typer.Option('--report/--no-report', help='end with a report card')]=True,
+    track:Annotated[Optional[str], typer.Option(help='keep curves: tensorboard or trackio (pip install it first)')]=None,
 ):
     "Run the stages of the paper within a budget of time, then the report card."
     seconds = parse_budget(budget)
     begin = _checkpoint(None) if start == 'shipped' else _folder(Path(start), 'a checkpoint to start from') if start else None
     if resume and not out.is_dir(): raise FileNotFoundError(f'{out} does not exist, so there is nothing to resume: leave --resume out.')
     from omni_lite.train.trainer import train_command
-    model = train_command(preset=preset, budget=seconds, world=world.value, start=begin, out=out, resume=resume, seed=seed)
+    model = train_command(preset=preset, budget=seconds, world=world.value, start=begin, out=out, resume=resume, seed=seed,
+                          track=track)
     if card: report(model=Path(model or out), out=out/'report', world=world)
 
 @app.command()

@@ -256,3 +256,49 @@ def test_pictures_come_as_files_bytes_arrays_and_pil(parts, tmp_path):
     rows = [parts[1].apply_chat_template([dict(role='user', content=[dict(type='image', image=i)])])
             for i in (tmp_path/'a.png', str(tmp_path/'a.png'), (tmp_path/'a.png').read_bytes(), im, np.asarray(im))]
     assert all(torch.equal(r.pictures[0][0], rows[0].pictures[0][0]) for r in rows)
+
+# ---- the page's engine
+
+@pytest.fixture
+def engine(parts):
+    from omni_lite.serve.engine import NanoEngine
+    e = NanoEngine(memory=2); e.model, e.processor = parts
+    return e
+
+def ask_engine(e, messages, stop=None):
+    it, said = e.reply(messages, speak=False), ''
+    for i, ev in enumerate(it):
+        said += ev.text if ev.kind == 'text' else ''
+        if stop is not None and i == stop: break
+    it.close()
+    return messages + [dict(role='assistant', content=[dict(type='text', text=said.strip())])]
+
+def test_the_engine_reads_a_later_turn_on_top_of_the_memory(engine):
+    talk = ask_engine(engine, [dict(role='user', content=[dict(type='text', text='a cat?')])])
+    (memory,) = engine.talks.values(); before = memory.length
+    talk = ask_engine(engine, talk + [dict(role='user', content=[dict(type='text', text='a dog?')])])
+    (again,) = engine.talks.values()
+    assert again is memory and before < again.length <= before + 14
+
+def test_another_history_is_another_conversation_and_the_oldest_goes(engine):
+    ask = lambda t: [dict(role='user', content=[dict(type='text', text=t)])]
+    talks = [ask_engine(engine, ask(t)) for t in ('a cat?', 'a dog?', 'a ball?')]
+    assert len(engine.talks) == 2
+    first = next(iter(engine.talks.values()))
+    ask_engine(engine, talks[0] + ask('one?'))  # forgotten: read again
+    assert first not in engine.talks.values() or len(engine.talks) == 2
+    changed = [*talks[2][:-1], dict(role='assistant', content=[dict(type='text', text='no.')])]
+    memory = list(engine.talks.values())
+    ask_engine(engine, changed + ask('two?'))
+    assert list(engine.talks.values())[-1] not in memory
+
+def test_an_interrupted_answer_is_remembered_as_far_as_it_went(engine):
+    talk = ask_engine(engine, [dict(role='user', content=[dict(type='text', text='a cat?')])], stop=0)
+    (memory,) = engine.talks.values()
+    ask_engine(engine, talk + [dict(role='user', content=[dict(type='text', text='a dog?')])])
+    assert list(engine.talks.values()) == [memory]
+
+def test_an_answer_that_failed_is_not_remembered(engine, monkeypatch):
+    monkeypatch.setattr(Conversation, 'advance', lambda self, *a: (_ for _ in ()).throw(RuntimeError('out of memory')))
+    with pytest.raises(RuntimeError): list(engine.reply([dict(role='user', content='a cat?')]))
+    assert not engine.talks

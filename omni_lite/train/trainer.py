@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['START', 'BEFORE', 'LMObjective', 'EyeObjective', 'Workshop', 'is_hidden', 'MuonAdamW', 'rng_state', 'set_rng',
-           'StageRun', 'Log', 'run_stage', 'sound_sample', 'answer_sample', 'snapshot', 'save_start', 'load_start',
-           'write_state', 'text_loss', 'run_recipe', 'world_store', 'new_model', 'batch_sizes', 'train_command']
+           'StageRun', 'Log', 'tracked', 'teller', 'run_stage', 'sound_sample', 'answer_sample', 'snapshot',
+           'save_start', 'load_start', 'write_state', 'text_loss', 'look_out', 'run_recipe', 'world_store', 'new_model',
+           'batch_sizes', 'train_command']
 
 # %% ../../nbs/36_trainer.ipynb #8f91ce3e
 import json, random, time
@@ -29,6 +30,7 @@ from ..omni.voice import Voice
 import omni_lite.omni.generate  # gives the model generate, transcribe and say
 from ..omni.processor import OmniProcessor
 from .stages import Stage, recipe, freeze, rate
+from .watch import Watch, books_in_use, by_sense
 from .codec import (SoundBatches, TokenizerObjective, FlowObjective, VocoderObjective, seed_embedding,
                                    set_statistics)
 
@@ -201,6 +203,13 @@ class StageRun:
         self.opt.load_state_dict(s['opt']); self.data.load_state_dict(s['data'])
         self.acc.unwrap_model(self.objective).load_state_dict(s['helper'], strict=False); set_rng(s['rng'])
 
+# %% ../../nbs/36_trainer.ipynb #e7660192
+@patch
+def grad_norms(self:StageRun) -> dict: # grad_MODULE -> norm of its gradient before clipping
+    "How hard each module is pulled: a module at zero is not in the graph, one far above the rest is about to break."
+    of = lambda n: [p.grad for p in getattr(self.shop.model, n).parameters() if p.grad is not None]
+    return {f'grad_{n}': torch.nn.utils.get_total_norm(g).item() for n in self.stage.trains if (g := of(n))}
+
 # %% ../../nbs/36_trainer.ipynb #3900cb83
 @patch
 def one_step(self:StageRun) -> dict: # loss terms as floats
@@ -211,37 +220,61 @@ def one_step(self:StageRun) -> dict: # loss terms as floats
     for name in self.stage.trains: getattr(self.shop.model, name).train()
     out = self.objective(send_to_device(next(self.data), self.acc.device), p)
     self.opt.zero_grad(); self.acc.backward(out['loss'])
+    norms = self.grad_norms() if self.step % 20 == 19 else {}
     self.acc.clip_grad_norm_([p for g in self.opt.param_groups for p in g['params']], 1.)
     self.opt.step()
     self.step += 1; self.elapsed += time.perf_counter() - t
-    return {k: v.item() for k, v in out.items() if isinstance(v, Tensor) and v.ndim == 0} | (
+    return norms | {k: v.item() for k, v in out.items() if isinstance(v, Tensor) and v.ndim == 0} | (
         dict(level1=out['levels'][0].item()) if 'levels' in out else {})
 
-# %% ../../nbs/36_trainer.ipynb #299f32e7
+# %% ../../nbs/36_trainer.ipynb #799eaf71
 class Log:
-    "Smoothed losses for the bar, lines of JSON for the file."
-    def __init__(self, path:Path|None): self.path, self.smooth = path, {}
+    "Smoothed losses for the bar, lines of JSON for the file, curves for a tracker."
+    def __init__(self, path:Path|None, tell=None): self.path, self.tell, self.smooth = path, tell, {}
     def add(self, d:dict, k:float=.05):
         for n, v in d.items(): self.smooth[n] = v if n not in self.smooth else self.smooth[n] + k * (v - self.smooth[n])
-    def line(self, **more):
+    def line(self, stage:str, **more):
+        row = {k: round(v, 4) for k, v in self.smooth.items()}
+        if self.tell: self.tell({f'{stage}/{k}': v for k, v in row.items()})
         if not self.path: return
-        row = more | {k: round(v, 4) for k, v in self.smooth.items()}
-        with self.path.open('a') as f: f.write(json.dumps(row) + '\n')
+        with self.path.open('a') as f: f.write(json.dumps(dict(stage=stage, **more, **row)) + '\n')
 
+# %% ../../nbs/36_trainer.ipynb #853bc4e9
+def tracked(
+    track:str, out:Path, # 'tensorboard', 'trackio' or another that accelerate knows; of the run
+) -> 'Accelerator':
+    "An accelerator that keeps curves."
+    from accelerate import Accelerator
+    try: acc = Accelerator(log_with=track, project_dir=out)
+    except (ValueError, ImportError): acc = None
+    if acc is None or not acc.log_with:
+        raise ValueError(f'{track} cannot be used here: pip install {track}, or leave it out')
+    acc.init_trackers('omni_lite'); acc.count = 0
+    return acc
+
+def teller(acc:'Accelerator|None'): # of `tracked` -> function(dict of curves), or None
+    "What a log calls to draw its curves."
+    def tell(row): acc.count += 20; acc.log(row, step=acc.count)
+    return tell if acc is not None and getattr(acc, 'trackers', None) else None
+
+# %% ../../nbs/36_trainer.ipynb #b296d102
 def run_stage(
     run:StageRun, # new or restored
     log:Path|None=None, # JSON lines go here
     save:object=None, # function(run), called now and then
-    every:float=60., # seconds between two savings
+    every:float=60., watch:Watch|None=None, # seconds between two savings; looks at the codebooks
 ) -> dict: # smoothed losses at the end
     "Train one stage to the end of its budget."
     from tqdm.auto import tqdm
-    book, last = Log(log), time.time()
+    book, last = Log(log, teller(run.acc)), time.time()
     look = '{desc}: {percentage:3.0f}%|{bar:20}| {elapsed} {postfix}'
     with tqdm(total=100, desc=run.stage.name, disable=not run.shop.progress, bar_format=look) as bar:
         while not run.done:
             book.add(run.one_step())
-            bar.n = min(100, 100*run.progress); bar.set_postfix({k: f'{v:.2f}' for k, v in book.smooth.items()})
+            bar.n, shown = min(100, 100*run.progress), {k: v for k, v in book.smooth.items() if 'grad_' not in k}
+            bar.set_postfix({k: f'{v:.2f}' for k, v in shown.items()})
+            if watch and run.stage.kind == 'tokenizer' and run.step % 100 == 0:
+                for t in watch.codes(books_in_use(run.shop.model.tokenizer.rvq)): bar.write(f'watch: {t}')
             if run.step % 20 == 0: book.line(stage=run.stage.name, step=run.step, seconds=round(run.elapsed, 1))
             if save and time.time() - last > every: save(run); last = time.time()
     book.line(stage=run.stage.name, step=run.step, seconds=round(run.elapsed, 1), end=True)
@@ -267,7 +300,7 @@ def answer_sample(
     see = render_picture(s.image) if s.image else None
     parts = [dict(type='text', text=s.question)] + ([dict(type='image', image=see)] if s.image else [])
     said = shop.model.eval().generate([dict(role='user', content=parts)], shop.proc, speak=False)[0]
-    return see, s.question, said, s.answer
+    return see, s.question, ''.join(c if c.isprintable() else '.' for c in said), s.answer  # untrained, it writes bytes
 
 # %% ../../nbs/36_trainer.ipynb #aa9a5728
 def snapshot(
@@ -335,6 +368,18 @@ def text_loss(
     batch = collate([tasks['text'](rng) for _ in range(n)])
     with torch.no_grad(): return shop.model.eval().losses(batch)['text'].item()
 
+# %% ../../nbs/36_trainer.ipynb #5d6450c0
+def look_out(
+    shop:Workshop, watch:Watch, # shared parts; what was seen so far
+    stage:Stage, loss:float, # that has ended; its held-out text loss
+) -> list: # sentences
+    "Look for the failure signatures after a stage."
+    omni = stage.kind == 'lm' and 'audio_embed' in stage.trains and shop.store is not None
+    right = by_sense(shop.model.eval(), bind(shop.material('test'))) if omni else {}
+    told = watch.after(stage.name, loss, right)
+    for t in told: print(f'watch: {t}')
+    return told
+
 # %% ../../nbs/36_trainer.ipynb #e0f699d5
 def run_recipe(
     shop:Workshop, # shared parts
@@ -342,18 +387,20 @@ def run_recipe(
     seconds:float=0., # whole budget in seconds, or
     steps:int=0, # steps per stage
     out:Path|None=None, # state and log; None = keep nothing
-) -> list: # one dict per stage: name, losses, text_loss
+    acc:'Accelerator|None'=None, # see `tracked`
+) -> list: # one dict per stage: name, losses, text_loss, warnings
     "All stages in order; goes on where the state in `out` stopped."
     state = out/'state.pt' if out else None
     s = torch.load(state, weights_only=False) if state and state.exists() else dict(index=0, results=[], run=None)
     if s.get('model'): shop.model.load_state_dict(s['model'])
-    results = s['results']
+    results, watch = s['results'], Watch()
+    for r in results: watch.after(r['stage'], r['text_loss'])
     for i, stage in list(enumerate(stages))[s['index']:]:
-        run = StageRun(shop, stage, seconds * stage.share, steps)
+        run = StageRun(shop, stage, seconds * stage.share, steps, acc)
         if s['run']: run.load_state_dict(s['run']); s['run'] = None
         def keep(run, i=i):
             write_state(state, index=i, results=results, run=run.state_dict(), model=shop.model.state_dict())
-        losses = run_stage(run, out/'log.jsonl' if out else None, keep if state else None)
+        losses = run_stage(run, out/'log.jsonl' if out else None, keep if state else None, watch=watch)
         if stage.kind == 'tokenizer':
             shop.forget_codes()
             seed_embedding(run.acc.unwrap_model(run.objective), shop.model.audio_embed)
@@ -361,6 +408,7 @@ def run_recipe(
         still = bool(results) and 'llm' not in stage.trains  # the language model reads as before
         results.append(dict(stage=stage.name, steps=run.step, seconds=round(run.elapsed, 1), losses=losses,
                             text_loss=results[-1]['text_loss'] if still else text_loss(shop)))
+        results[-1]['warnings'] = look_out(shop, watch, stage, results[-1]['text_loss'])
         if state: write_state(state, index=i+1, results=results, run=None, model=shop.model.state_dict())
         ready = not any(s.kind == 'flow' for s in stages[i+1:])  # is the flow decoder trained?
         if out: snapshot(shop, out/'samples', f'{i:02d}-{stage.name}', ready)
@@ -404,6 +452,7 @@ def train_command(
     start:Path|None=None, # folder whose codec and reading language model are kept, see `load_start`
     out:Path=Path('runs/nano'), # model, state, log
     resume:bool=False, # go on with what is in `out`
+    track:str|None=None, # keep curves for 'tensorboard' or 'trackio'
     seed:int=0, # of weights and data
 ) -> Path: # folder with the model
     "Train all stages within a budget and write the model."
@@ -416,7 +465,7 @@ def train_command(
         set_statistics(model.tokenizer, model.flow, model.vocoder, store)
     tokens, frames = batch_sizes(budget)
     shop = Workshop(model, proc, made, store, seed, tokens, frames, keep=out/'codes.npy')
-    results = run_recipe(shop, recipe(preset, bool(start)), budget, out=out)
+    results = run_recipe(shop, recipe(preset, bool(start)), budget, out=out, acc=tracked(track, out) if track else None)
     model.save_pretrained(out, tok=proc.tok)
     past = dict(preset=preset, budget=budget, world=world, seed=seed, stages=results)
     (out/'stages.json').write_text(json.dumps(past, indent=1))
