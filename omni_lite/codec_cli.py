@@ -58,7 +58,8 @@ def _same_run(out, plan, resume):
     from omni_lite.omni.codec import ready, whole
     file = ready(out)/'run.json'
     if not resume:
-        for name in ('state.pt', 'log.jsonl'): (out/name).unlink(missing_ok=True)
+        from omni_lite.train.trainer import start_anew
+        start_anew(out)
         with whole(file) as part: part.write_text(json.dumps(plan, indent=1) + '\n')
         return
     if not file.is_file(): raise FileNotFoundError(f'{out} holds no run of `codec train` to resume: leave --resume out.')

@@ -414,7 +414,7 @@ def test_stages_are_those_of_the_recipe():
 def test_train_and_resume(store, tmp_path):
     go = lambda **kw: train_codec(tmp_path/'run', preset='tiny', steps=1, store=store, progress=False, **kw)
     load_codec(go())
-    assert {p.name for p in (tmp_path/'run').iterdir()} >= {'run.json', 'state.pt', 'log.jsonl', 'stages.json', 'codec.safetensors', 'config.json'}
+    assert {p.name for p in (tmp_path/'run').iterdir()} >= {'run.json', 'state', 'log.jsonl', 'stages.json', 'codec.safetensors', 'config.json'}
     past = json.loads((tmp_path/'run'/'stages.json').read_text())
     assert [s['steps'] for s in past['stages']] == [1, 1, 1] and 'transcript' not in past['stages'][0]['losses']
     before = (tmp_path/'run'/'codec.safetensors').read_bytes()
@@ -433,7 +433,8 @@ def test_train_with_a_frozen_language_model(store, tmp_path):
     full.save_pretrained(tmp_path/'full', half=False, tok=tok)
     out = train_codec(tmp_path/'run', preset='tiny', steps=1, store=store, progress=False, llm=tmp_path/'full')
     assert 'transcript' in json.loads((out/'stages.json').read_text())['stages'][0]['losses']
-    state = torch.load(out/'state.pt', weights_only=False)['model']
+    from safetensors.torch import load_file
+    state = load_file(sorted((out/'state').iterdir())[-1]/'model.safetensors')
     for k, v in full.llm.state_dict().items(): assert torch.equal(state[f'llm.{k}'], v), k
 
 @pytest.mark.parametrize('args,says', [

@@ -7,11 +7,10 @@ __all__ = ['TRANSLATE', 'DESCRIBE', 'READ', 'COMPLETE', 'FORMATS', 'sound_codes'
            'aqa_row', 's2tt_row', 'tts_row', 'audio_row', 'intlv_row', 'itts_row', 'look', 'view_row', 'caption_row',
            'ocr_row', 'imgtext_row', 'sentences', 'spoken_quarter', 'cross_row', 'Format', 'format_row']
 
-# %% ../../nbs/32_interleave.ipynb #8cdcea81
+# %% ../../nbs/32_interleave.ipynb #8986ed57
 import random, re
 from collections.abc import Callable
 from typing import NamedTuple
-from torch import Tensor
 from ..text import EOS, USER, ASSISTANT, ALOUD, SAY, TRANSCRIBE
 from ..omni.rows import Row, RowBuilder
 
@@ -39,6 +38,8 @@ def put(b:RowBuilder, part:str|tuple|list|Callable, loss:bool=False) -> None: # 
     elif isinstance(part, str):
         if not part.strip(): raise ValueError('a text segment is empty: leave it out, or give its words')
         b.text(part, loss)
+    elif not isinstance(part, tuple):
+        raise ValueError(f'a segment is {part!r}: give text, (codes, align), (patches, grid), a list or a function')
     elif part[0].is_floating_point(): b.see(*part)
     else:
         codes, align = sound_codes(b, part)
@@ -47,7 +48,7 @@ def put(b:RowBuilder, part:str|tuple|list|Callable, loss:bool=False) -> None: # 
 # %% ../../nbs/32_interleave.ipynb #5347813b
 def lay(b:RowBuilder, parts:list, kind:str) -> Row: # [(part, does it bear loss?)]; name of the format
     "The one way to make a row: parts in turn, then the end of text."
-    if not parts: raise ValueError(f'a row of format {kind} has no segments: give at least one')
+    if not any(loss for _, loss in parts): raise ValueError(f'a row of format {kind} has no segment to learn: give one')
     try:
         for part, loss in parts: put(b, part, loss)
     except Exception:
@@ -77,9 +78,7 @@ def chat_row(b:RowBuilder,
     for q, a in then: parts += [_tag(EOS, True), _tag(USER), (q, False), _tag(ASSISTANT), (a, text_loss)]
     return lay(b, parts, kind)
 
-# %% ../../nbs/32_interleave.ipynb #7bb0e7cb
-TRANSLATE = 'please translate into {}.'
-
+# %% ../../nbs/32_interleave.ipynb #cf874322
 def asr_row(b:RowBuilder, speech:tuple, text:str) -> Row: # (codes, align) that is heard; its transcript
     "Recognition: prompt, sound, transcript; loss on the transcript."
     return chat_row(b, [TRANSCRIBE, speech], text, kind='asr')
@@ -87,6 +86,9 @@ def asr_row(b:RowBuilder, speech:tuple, text:str) -> Row: # (codes, align) that 
 def aqa_row(b:RowBuilder, speech:tuple, answer:str, prompt:str='') -> Row: # (codes, align); answer; typed, if any
     "Question about a sound, or in it: prompt, sound, response; loss on the response."
     return chat_row(b, [prompt, speech] if prompt else speech, answer, kind='aqa')
+
+# %% ../../nbs/32_interleave.ipynb #4f3b1f59
+TRANSLATE = 'please translate into {}.'
 
 def s2tt_row(b:RowBuilder, speech:tuple, text:str, language:str) -> Row: # (codes, align); translation; its language
     "Speech translation: prompt, sound, translation; loss on the translation."
@@ -110,6 +112,7 @@ def intlv_row(b:RowBuilder, segments:list) -> Row: # strings and (codes, align) 
         raise ValueError('interleaved segments do not alternate between text and sound: join neighbours of one kind')
     return lay(b, list(zip(segments, written)), 'intlv')
 
+# %% ../../nbs/32_interleave.ipynb #20a214ab
 def itts_row(b:RowBuilder, segments:list) -> Row: # (text, (codes, align)) pairs
     "Each text segment followed by its speech; loss on all but the first text segment."
     return lay(b, [p for i, (text, speech) in enumerate(segments) for p in ((text, i > 0), (speech, True))], 'itts')
@@ -117,10 +120,12 @@ def itts_row(b:RowBuilder, segments:list) -> Row: # (text, (codes, align)) pairs
 # %% ../../nbs/32_interleave.ipynb #83e8c09d
 DESCRIBE, READ = 'describe.', 'please read the text.'
 
-def look(view:tuple|list|Callable) -> tuple|list|Callable: # picture (patches, grid), or a clip as a list of them; a part
+def look(view:tuple|list|Callable) -> tuple|list|Callable: # (patches, grid), or a list for a clip; a part
     "What is seen, as a part: the pictures of a clip become frames."
+    if view == []: raise ValueError('a clip has no frames: give at least one')
     return [(*f[:2], True, *f[3:]) for f in view] if isinstance(view, list) else view
 
+# %% ../../nbs/32_interleave.ipynb #b59e34e1
 def view_row(b:RowBuilder, view:tuple|list|Callable, question:str, answer:str, # as for `look`; text; text
              kind:str='') -> Row: # name of the format; vqa or video unless given
     "A question about a picture or a clip: loss on the answer."
@@ -149,6 +154,7 @@ def sentences(text:str) -> list: # any
     "Split at the end of sentences."
     return [s.strip() for s in re.split(r'(?<=[.!?])\s+|(?<=[。！？])', text) if s.strip()]
 
+# %% ../../nbs/32_interleave.ipynb #825bb435
 def spoken_quarter(told:list, say:Callable, rng:random.Random) -> dict: # sentences; sentence -> (codes, align) or None
     "A random quarter of the sentences, at least one: number of the sentence -> its speech, in order."
     n, found = max(1, (len(told) + 2)//4), {}

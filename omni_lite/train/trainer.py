@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['START', 'BEFORE', 'LMObjective', 'EyeObjective', 'Workshop', 'is_hidden', 'MuonAdamW', 'rng_state', 'set_rng',
            'StageRun', 'Log', 'tracked', 'teller', 'run_stage', 'sound_sample', 'answer_sample', 'snapshot',
-           'save_start', 'load_start', 'write_state', 'text_loss', 'look_out', 'run_recipe', 'world_store', 'new_model',
+           'save_start', 'load_start', 'text_loss', 'look_out', 'run_recipe', 'world_store', 'new_model', 'start_anew',
            'batch_sizes', 'train_command']
 
-# %% ../../nbs/36_trainer.ipynb #8f91ce3e
-import json, random, time
+# %% ../../nbs/36_trainer.ipynb #b8165287
+import json, random, shutil, time
 from fastcore.basics import patch
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from ..omni.voice import Voice
 import omni_lite.omni.generate  # gives the model generate, transcribe and say
 from ..omni.processor import OmniProcessor
 from .stages import Stage, recipe, freeze, rate
+from .checkpoint import Checkpoints
 from .watch import Watch, books_in_use, by_sense
 from .codec import (SoundBatches, TokenizerObjective, FlowObjective, VocoderObjective, seed_embedding,
                                    set_statistics)
@@ -350,14 +351,7 @@ def load_start(
     model.load_state_dict(keep | {k: v.float() for k, v in load_file(found[0]).items()}, strict=False)
     return model, proc
 
-# %% ../../nbs/36_trainer.ipynb #8fe2f808
-def write_state(
-    path:Path, # of the file
-    **state, # what to keep
-) -> None:
-    "Write a state so that a crash leaves the old one."
-    tmp = path.with_suffix('.part'); torch.save(state, tmp); tmp.replace(path)
-
+# %% ../../nbs/36_trainer.ipynb #0206d861
 def text_loss(
     shop:Workshop, # its language model
     n:int=48, # rows
@@ -387,20 +381,18 @@ def run_recipe(
     seconds:float=0., # whole budget in seconds, or
     steps:int=0, # steps per stage
     out:Path|None=None, # state and log; None = keep nothing
-    acc:'Accelerator|None'=None, # see `tracked`
+    acc:'Accelerator|None'=None, every:float=60., # see `tracked`; seconds between two savings
 ) -> list: # one dict per stage: name, losses, text_loss, warnings
     "All stages in order; goes on where the state in `out` stopped."
-    state = out/'state.pt' if out else None
-    s = torch.load(state, weights_only=False) if state and state.exists() else dict(index=0, results=[], run=None)
-    if s.get('model'): shop.model.load_state_dict(s['model'])
+    kept = Checkpoints(out/'state') if out else None
+    s = (kept and kept.load(shop.model)) or dict(index=0, results=[], run=None)
     results, watch = s['results'], Watch()
     for r in results: watch.after(r['stage'], r['text_loss'])
     for i, stage in list(enumerate(stages))[s['index']:]:
         run = StageRun(shop, stage, seconds * stage.share, steps, acc)
         if s['run']: run.load_state_dict(s['run']); s['run'] = None
-        def keep(run, i=i):
-            write_state(state, index=i, results=results, run=run.state_dict(), model=shop.model.state_dict())
-        losses = run_stage(run, out/'log.jsonl' if out else None, keep if state else None, watch=watch)
+        def keep(run, i=i): kept.save(shop.model, index=i, results=results, run=run.state_dict())
+        losses = run_stage(run, out/'log.jsonl' if out else None, keep if out else None, every, watch)
         if stage.kind == 'tokenizer':
             shop.forget_codes()
             seed_embedding(run.acc.unwrap_model(run.objective), shop.model.audio_embed)
@@ -409,7 +401,7 @@ def run_recipe(
         results.append(dict(stage=stage.name, steps=run.step, seconds=round(run.elapsed, 1), losses=losses,
                             text_loss=results[-1]['text_loss'] if still else text_loss(shop)))
         results[-1]['warnings'] = look_out(shop, watch, stage, results[-1]['text_loss'])
-        if state: write_state(state, index=i+1, results=results, run=None, model=shop.model.state_dict())
+        if out: kept.save(shop.model, index=i+1, results=results, run=None)
         ready = not any(s.kind == 'flow' for s in stages[i+1:])  # is the flow decoder trained?
         if out: snapshot(shop, out/'samples', f'{i:02d}-{stage.name}', ready)
     return results
@@ -437,6 +429,12 @@ def new_model(
     model = OmniForCausalLM(cfg); look_back(model.llm); start_shallow(model.llm)
     return model, OmniProcessor(tok, cfg)
 
+# %% ../../nbs/36_trainer.ipynb #a1b38f99
+def start_anew(out:Path) -> None: # of a run
+    "Remove what an earlier run left to go on with."
+    shutil.rmtree(out/'state', ignore_errors=True)
+    for f in ('log.jsonl', 'codes.npy'): (out/f).unlink(missing_ok=True)
+
 # %% ../../nbs/36_trainer.ipynb #1d1e2744
 def batch_sizes(
     budget:float, # seconds of training
@@ -457,7 +455,7 @@ def train_command(
 ) -> Path: # folder with the model
     "Train all stages within a budget and write the model."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    if not resume: [(out/f).unlink(missing_ok=True) for f in ('state.pt', 'log.jsonl', 'codes.npy')]
+    if not resume: start_anew(out)
     made, store = World(world, seed), world_store(world, seed)
     if start: model, proc = load_start(Path(start), seed)
     else:
