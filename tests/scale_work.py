@@ -10,9 +10,9 @@ from omni_lite.train.stages import Stage, freeze
 
 STEPS, HALF = 20, 10
 
-def model(tie=False):
+def model(tie=False, dim=32):
     torch.manual_seed(0); cfg = preset('tiny')
-    if tie: cfg = replace(cfg, llm=replace(cfg.llm, tie=True))
+    cfg = replace(cfg, llm=replace(cfg.llm, tie=tie, dim=dim, ffn_dim=2*dim))
     return OmniForCausalLM(cfg).train()
 
 def batch(seed, T=14, L=8):
@@ -50,7 +50,7 @@ def train(how, steps=STEPS, tie=False, resume=None, save=None, opt=None):
     m = model(tie)
     if resume: torch.manual_seed(7); [p.data.normal_() for p in m.parameters()]
     run = S.parallelize(m, how, checkpointing=how == 'fsdp2')
-    params = list(m.parameters()); opt = torch.optim.AdamW(params, 1e-3, eps=1e-6)
+    params = list(m.parameters()); opt = torch.optim.AdamW(params, 5e-4, eps=1e-6)
     first = S.load_sharded(resume, m, opt)['step'] if resume else 0
     log = []
     for i in range(first, steps):
@@ -58,16 +58,29 @@ def train(how, steps=STEPS, tie=False, resume=None, save=None, opt=None):
         if save and i == HALF - 1: save(m, opt)
     return log, m
 
-def stages(how):
+def muon(how, resume=None, save=None):
+    "Four steps of the trainer's optimiser with a rate set from outside; saved after two."
+    from omni_lite.train.trainer import MuonAdamW
+    m = model(dim=64); run = S.parallelize(m, how)  # wide enough for Muon
+    opt, log = MuonAdamW([dict(params=list(m.parameters()), lr=1e-3)]), []
+    assert len(opt.parts) == 2
+    if resume: step(run, list(m.parameters()), opt, 9); S.load_sharded(resume, m, opt)  # over what another step left
+    for i in range(2 if resume else 0, 4):
+        for g in opt.param_groups: g['lr'] = g['base'] * .5**i
+        log.append(step(run, [p for g in opt.param_groups for p in g['params']], opt, i)['loss'])
+        if save and i == 1: S.save_sharded(save, m, opt)
+    return log
+
+def stages(how, precision='fp32'):
     "Two stages on one model: what moved in each, and the losses."
     from omni_lite.train.trainer import MuonAdamW
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, StateDictOptions
-    m, losses, moved = model(), [], []
+    m, losses, moved = model(dim=64), [], []
     state = lambda: get_model_state_dict(m, options=StateDictOptions(full_state_dict=True)) 
-    if how == 'fsdp2': S.shard(m)
+    if how == 'fsdp2': S.shard(m, precision=precision)
     for trains in (dict(bridge=1e-3, head=1e-3), dict(llm=1e-3)):
         groups = freeze(m, Stage('x', 'lm', trains))
-        run = S.parallelize(S.Losses(m), how); opt = MuonAdamW(groups)
+        run = S.parallelize(S.Losses(m), how, precision); opt = MuonAdamW(groups)
         was = {k: v.clone() for k, v in state().items()}
         for i in range(2): losses.append(step(run, [p for g in opt.param_groups for p in g['params']], opt, i)['loss'])
         moved.append(sorted({k.split('.')[0] for k, v in state().items() if not torch.equal(v, was[k])}))
@@ -85,8 +98,9 @@ def main(out):
         box = [None]*2; dist.all_gather_object(box, log)
         keep(dict(log=log, model=whole(m), same=[a == b for a, b in zip(*box)]), f'{how}.pt')
     keep([r['loss'] for r in train('fsdp2', resume=out/'sharded')[0]], 'resumed.pt')
-    keep(stages('fsdp2'), 'stages.pt')
-    log, m = train('fsdp2', 3, tie=True)
+    keep(stages('fsdp2', 'bf16'), 'stages.pt')
+    keep([muon('fsdp2', save=out/'muon'), muon('fsdp2', resume=out/'muon')], 'muon.pt')
+    log, m = train('fsdp2', 2, tie=True)
     tied = m.llm.lm_head.weight is m.llm.get_input_embeddings().weight
     keep(dict(loss=[r['loss'] for r in log], tied=tied), 'tied.pt')
     dist.destroy_process_group()

@@ -9,7 +9,7 @@ __all__ = ['MIXES', 'parts', 'seen', 'naive', 'waiting']
 
 MIXES = {'text': dict(corpus=.2, text=.4, turns=.4), 'pictures': dict(picture=.6, caption=.2, clip=.2),
          'stage 1.2': dict(picture=.35, caption=.05, clip=.2, text=.15, turns=.15, corpus=.1)}
-TOKENS, POOL, LENGTH = 1536, 4, 256  # positions of a batch; batches in a pool; positions of a packed row
+TOKENS, POOL, LENGTH = 1536, 4, 512  # positions of a batch; batches in a pool; positions of a packed row
 
 def parts() -> tuple: # world, processor, tasks (name -> function(rng) -> Row)
     "Nano's processor and the tasks that need no speech, on the small world."
@@ -62,7 +62,7 @@ class Clock:
 def waiting(
     world:'World', proc:'OmniProcessor', weights:dict, # of `parts`; task -> share
     ahead:bool=False, steps:int=10, # draw in a thread?; steps to time, the first of which draws a pool
-) -> float: # share of the time of a step
+) -> tuple: # share of the time of a step, seconds of a step
     "How long nano's training waits for its data, on all threads."
     import torch
     from omni_lite.data.mixture import Ahead
@@ -73,12 +73,13 @@ def waiting(
     shop = Workshop(OmniForCausalLM(proc.cfg), proc, world, None, progress=False, tokens=TOKENS)
     run = StageRun(shop, Stage('bench', 'lm', dict(llm=1e-3, bridge=1e-3, eye=5e-4), weights), steps=1000)
     run.one_step()  # warm
-    run.data.load_state_dict(run.data.state_dict() | dict(left=0))  # a full turn: the next step draws a pool
+    run.data = run.data.data; run.data.groups = []  # the next step draws a pool
     if ahead: run.data = Ahead(run.data); next(run.data)
     run.data = clock = Clock(run.data)
     t = time.perf_counter()
     for _ in range(steps): run.one_step()
-    return round(clock.seconds / (time.perf_counter() - t), 3)
+    spent = time.perf_counter() - t
+    return round(clock.seconds/spent, 3), round(spent/steps, 3)
 
 @dataclass(frozen=True)
 class LoaderCase(Case):
@@ -107,7 +108,9 @@ def cases() -> list: # of Case
     from omni_lite.data.mixture import Batches, Packed
     (world, proc, tasks), out = parts(), []
     for name, weights in MIXES.items():
-        wait = lambda w=weights: dict(wait=waiting(world, proc, w), wait_ahead=waiting(world, proc, w, True))
+        def wait(w=weights):
+            (a, s), (b, t) = waiting(world, proc, w), waiting(world, proc, w, True)
+            return dict(wait=a, step_s=s, wait_ahead=b, step_ahead_s=t)
         out += [_case(f'{name}, by length', tasks, weights, lambda m: Batches(m, TOKENS, POOL), wait),
                 _case(f'{name}, packed', tasks, weights, lambda m: Packed(m, LENGTH, TOKENS//LENGTH, POOL))]
     return out

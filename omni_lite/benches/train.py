@@ -52,12 +52,14 @@ def by_trainer(
     llm:'nn.Module', rows:list, tok:'PreTrainedTokenizerFast', batch:int, # what to train; of Row; pads; rows of a batch
 ) -> 'Trainer': # ready to train one epoch
     "The same by transformers' Trainer."
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
     data = [dict(input_ids=r.ids.tolist(), labels=r.labels.tolist()) for r in rows]
     args = TrainingArguments(tempfile.gettempdir(), per_device_train_batch_size=batch, num_train_epochs=1, use_cpu=True,
         learning_rate=1e-4, lr_scheduler_type='constant', max_grad_norm=1., save_strategy='no', logging_strategy='no',
         report_to='none', disable_tqdm=True)
-    return Trainer(llm, args, DataCollatorForSeq2Seq(tok, label_pad_token_id=-100), data, optimizers=(adamw(llm), None))
+    trainer = Trainer(llm, args, DataCollatorForSeq2Seq(tok, label_pad_token_id=-100), data, optimizers=(adamw(llm), None))
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 def row_loss(
     model:'OmniForCausalLM', batches:list, # in eval mode or not, it has no dropout; of `collate`

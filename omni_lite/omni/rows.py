@@ -28,7 +28,7 @@ class Row:
     pictures:list = field(default_factory=list) # [(patches (n, P), grid (t, h, w))]
     sounds:list = field(default_factory=list) # [(L,) at 16 kHz] without codes as yet
     files:list = field(default_factory=list) # [(name, positions)] of what was opened, for messages
-    kind:str = '' # name of the format
+    kind:str = ''; seed:int = 0 # name of the format; of the draw, see `Mixture.again`
     def __len__(self) -> int: return len(self.ids)
 
 # %% ../../nbs/22a_rows.ipynb #982271f4

@@ -21,7 +21,7 @@ from ..config import preset as get_preset
 from ..text import SEE, train_tokenizer
 from ..data.world import World
 from ..data.speech import SpeechStore
-from ..data.mixture import Mixture, Batches
+from ..data.mixture import Ahead, Batches, Mixture, Packed
 from ..data.tasks import Material, bind, encode_store
 from ..audio.mel import VOICE_RATE, load_sound, voice_mel
 from ..data.pictures import render_picture
@@ -80,11 +80,12 @@ class Workshop:
         frames:int=480, # sound tokens per codec batch
         keep:Path|None=None, # file for the codes of the store, so that a resumed run need not encode it again
         dictate:bool=True, # may the tokenizer learn transcripts through the language model?
+        packed:int=0, # positions of a packed row; 0 = batches of rows of similar length
         progress:bool=True, # show bars?
     ):
         self.model, self.proc, self.world, self.store, self.seed = model, processor, world, store, seed
         self.tokens, self.frames, self.codes, self.keep = tokens, frames, None, keep
-        self.dictate, self.progress = dictate, progress
+        self.dictate, self.progress, self.packed, self.rank, self.world_size = dictate, progress, packed, 0, 1
 
     def encode(self) -> None:
         "Codes of the whole store by the present tokenizer, from the file where it is there."
@@ -120,7 +121,9 @@ class Workshop:
         if stage.kind == 'flow': return SoundBatches(self.store, self.frames, keep=heart, arrays=mel, seed=self.seed)
         long = lambda r: heart(r) and r['n_frames12'] >= 10 and not r.get('augmented')
         if stage.kind == 'vocoder': return SoundBatches(self.store, 120, 10, long, ('mel24', 'wav', 'f0'), self.seed)
-        return Batches(Mixture(bind(self.material()), stage.mixture, self.seed), self.tokens)
+        mix = Mixture(bind(self.material()), stage.mixture, self.seed, self.rank, self.world_size)
+        if self.packed: return Ahead(Packed(mix, self.packed, max(1, self.tokens//self.packed)))
+        return Ahead(Batches(mix, self.tokens))
 
 # %% ../../nbs/36_trainer.ipynb #aafd17ef
 def is_hidden(
@@ -179,6 +182,7 @@ class StageRun:
         self.shop, self.stage, self.seconds, self.steps = shop, stage, seconds, steps
         self.acc = accelerator or Accelerator()
         torch.manual_seed(shop.seed + sum(map(ord, stage.name)))
+        shop.rank, shop.world_size = self.acc.process_index, self.acc.num_processes
         self.data, raw = shop.data(stage), shop.objective(stage)
         groups = freeze(shop.model, stage)
         ours = {id(p) for p in shop.model.parameters()}
