@@ -1,4 +1,4 @@
-"""Two processes learn what one learns: DDP, FSDP2, their checkpoints, and the recipes that start them."""
+"""Two processes learn what one learns: DDP, FSDP2, and their checkpoints."""
 import dataclasses, os, re, subprocess, sys
 from pathlib import Path
 import pytest, torch
@@ -127,59 +127,3 @@ def test_each_weight_is_in_one_unit(name):
     assert len(seen) == len(set(seen))
     held = {how: S.rank_bytes(m, how, 8) for how in ('ddp', 'fsdp2')}
     assert held['fsdp2']['gradients']*8 == held['ddp']['gradients']
-
-# ---- the recipes
-
-RECIPES = ROOT/'recipes'
-SCRIPTS = sorted([*RECIPES.glob('*.sh'), *RECIPES.glob('*.sbatch')])
-
-def options(command):
-    "Flags of a command of ours."
-    import typer
-    from omni_lite.cli import app
-    return {o for p in typer.main.get_command(app).commands[command].params for o in (*p.opts, *p.secondary_opts)}
-
-def test_recipes_are_found(): assert len(SCRIPTS) >= 4 and (RECIPES/'README.md').is_file()
-
-@pytest.mark.parametrize('path', SCRIPTS, ids=lambda p: p.name)
-def test_shell_parses(path):
-    done = subprocess.run(['bash', '-n', str(path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-def calls(path):
-    "Our commands in a recipe: (launcher's flags, command, our flags)."
-    lines = re.sub(r'\\\n\s*', ' ', path.read_text()).splitlines()
-    for line in lines:
-        line = re.sub(r'(^|\s)#.*', '', line)
-        if m := re.search(r'(torchrun|accelerate launch)(.*?)-m omni_lite\.cli (\w+)(.*)', line):
-            flags = [set(re.findall(r'(?<=\s)--[\w-]+', t)) for t in (m[2], m[4])]
-            yield m[1], flags[0], m[3], flags[1]
-
-NEW = {'--parallel', '--precision', '--checkpointing'}  # asked of `train` by the recipes
-missing = NEW - options('train')
-
-@pytest.mark.xfail(bool(missing), strict=True, reason=f'train has no {", ".join(sorted(missing))} yet')
-@pytest.mark.parametrize('path', SCRIPTS, ids=lambda p: p.name)
-def test_flags_are_ours(path):
-    found = list(calls(path))
-    assert found
-    for _, _, command, flags in found: assert flags <= options(command), flags - options(command)
-
-@pytest.mark.parametrize('path', SCRIPTS, ids=lambda p: p.name)
-def test_flags_but_new_ones_are_ours(path):
-    for _, _, command, flags in calls(path): assert flags - NEW <= options(command), flags - NEW - options(command)
-
-@pytest.mark.parametrize('path', SCRIPTS, ids=lambda p: p.name)
-def test_launcher_flags(path):
-    from torch.distributed.run import get_args_parser
-    known = {o.replace('_', '-') for a in get_args_parser()._actions for o in a.option_strings}
-    for name, flags, _, _ in calls(path):
-        known_here = known if name == 'torchrun' else {'--config-file'}
-        assert {f.replace('_', '-') for f in flags} <= known_here, flags
-
-def test_accelerate_config():
-    import yaml
-    from accelerate.commands.config.config_args import ClusterConfig
-    cfg = yaml.safe_load((RECIPES/'accelerate.yaml').read_text())
-    assert set(cfg) <= {f.name for f in dataclasses.fields(ClusterConfig)}
-    assert ClusterConfig.from_yaml_file(RECIPES/'accelerate.yaml').num_processes == cfg['num_processes']

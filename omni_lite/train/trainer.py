@@ -257,7 +257,7 @@ def tracked(
     acc.init_trackers('omni_lite'); acc.count = 0
     return acc
 
-def teller(acc:'Accelerator|None'): # of `tracked` -> function(dict of curves), or None
+def teller(acc:'Accelerator|None') -> 'Callable|None': # of `tracked` -> function(dict of curves)
     "What a log calls to draw its curves."
     def tell(row): acc.count += 20; acc.log(row, step=acc.count)
     return tell if acc is not None and getattr(acc, 'trackers', None) else None
