@@ -872,8 +872,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'omni_lite/omni/generate.py'),
                                          'omni_lite.omni.generate.Conversation.advance': ( 'generate.html#conversation.advance',
                                                                                            'omni_lite/omni/generate.py'),
-                                         'omni_lite.omni.generate.Conversation.banned': ( 'generate.html#conversation.banned',
-                                                                                          'omni_lite/omni/generate.py'),
                                          'omni_lite.omni.generate.Conversation.close_turn': ( 'generate.html#conversation.close_turn',
                                                                                               'omni_lite/omni/generate.py'),
                                          'omni_lite.omni.generate.Conversation.draw_frames': ( 'generate.html#conversation.draw_frames',

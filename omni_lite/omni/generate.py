@@ -110,6 +110,8 @@ class Conversation:
     ):
         self.m, self.proc, self.ids, self.clock = model, processor, processor.cfg.ids, Clock()
         self.decoder, self.next, self.h, self.length, self.answers = None, None, None, 0, []
+        tags = {*processor.tok.all_special_ids, *processor.tok.get_added_vocab().values()}
+        self.banned = sorted(tags - {self.ids.end, self.ids.speak[0]})  # tags that are never drawn
 
 # %% ../../nbs/24_generate.ipynb #80cde7b2
 @patch(as_prop=True)
@@ -170,13 +172,6 @@ def add(self:Conversation,
     rows = [self.proc.apply_chat_template(t, speak, listen) for t in talks]
     self.clock.lap('files')
     return self.read(rows)
-
-# %% ../../nbs/24_generate.ipynb #a6a0b65a
-@patch(as_prop=True)
-def banned(self:Conversation) -> list: # of ids
-    "Tags that are never drawn."
-    tok = self.proc.tok
-    return sorted({*tok.all_special_ids, *tok.get_added_vocab().values()} - {self.ids.end, self.ids.speak[0]})
 
 # %% ../../nbs/24_generate.ipynb #83f9f369
 @patch
