@@ -12,9 +12,9 @@ import numpy as np, torch
 from torch import Tensor
 from torch.nn import functional as F
 from fastcore.basics import patch
-
-# %% ../../nbs/24_generate.ipynb #11477fb7
 from ..config import Sampling
+
+# %% ../../nbs/24_generate.ipynb #b454b9a7
 from .decoder import decoder_for
 from .rows import Row, collate
 from .depth_head import pick
