@@ -29,8 +29,7 @@ from ..text import ALOUD, ASSISTANT, SAY, TRANSCRIBE, USER
 class Event:
     "One thing that happened while the model answered."
     kind:str # 'text', 'frame', 'sound', 'segment' or 'done'
-    text:str='' # new text; the whole answer in 'done'
-    codes:tuple|None=None # eight codes of a frame
+    text:str=''; codes:tuple|None=None # new text, in 'done' the whole answer; eight codes of a frame
     sound:np.ndarray|None=None # float32 at 24 kHz
     timings:dict|None=None # in 'done': seconds and ratios, see `Clock`
     row:int=0 # which of several conversations
