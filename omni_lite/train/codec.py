@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SoundBatches', 'TokenizerObjective', 'mel_loss', 'seed_embedding', 'FlowObjective', 'VocoderObjective',
-           'set_statistics']
+           'GANObjective', 'set_statistics']
 
 # %% ../../nbs/07_codec.ipynb #58a9ce6a
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from ..audio.rvq import Quantised
 from ..audio.tokenizer import AudioTokenizer, Decoded, phone_loss
 from ..audio.flow import FlowDecoder
 from ..audio.vocoder import Vocoder, pitch_grid, pitch_loss, vocoder_loss
+from ..audio.hifigan import Discriminators, adversarial_loss, discriminator_loss
 
 # %% ../../nbs/07_codec.ipynb #ad14df6e
 from ..data.speech import SpeechStore
@@ -180,7 +181,9 @@ def seed_embedding(
     first[:-1] = objective.proj(book / book.shape[1]**.5)
     for table in audio_embed.tables[1:]: table.weight.mul_(.1)
 
-# %% ../../nbs/07_codec.ipynb #48bec65f
+# %% ../../nbs/07_codec.ipynb #7c68b7e1
+def _codes(tok, batch): return tok.rvq.encode(tok.latents(batch['mel16'].transpose(1, 2), batch['lengths']))
+
 class FlowObjective(nn.Module):
     "Losses of the flow decoder on a frozen tokenizer."
     def __init__(self, flow:FlowDecoder, tok:AudioTokenizer): # trained, frozen
@@ -192,8 +195,7 @@ class FlowObjective(nn.Module):
 @torch.no_grad()
 def hear(self:FlowObjective, batch:dict) -> Tensor: # of SoundBatches: mel16, lengths -> (B, 4T, D)
     "What the frozen mel decoder makes of the codes, sometimes of the first few levels only."
-    tok = self.frozen[0].eval()
-    z = tok.rvq.encode(tok.latents(batch['mel16'].transpose(1, 2), batch['lengths']))
+    tok, z = self.frozen[0].eval(), _codes(self.frozen[0], batch)
     k = tok.rvq.n_q if torch.rand(()) < .75 else int(torch.randint(1, tok.rvq.n_q, ()))
     return tok.decoder(tok.rvq.decode(z[..., :k])).hidden
 
@@ -207,7 +209,10 @@ def forward(self:FlowObjective,
     out = self.flow.loss(hidden, batch['mel24'].transpose(1, 2), length_mask(n, hidden.shape[1]))
     return out | dict(loss=out['prior'] + out['flow'])
 
-# %% ../../nbs/07_codec.ipynb #7ceb1d10
+# %% ../../nbs/07_codec.ipynb #9f160163
+def _pitch(batch, mel): # true pitch at the vocoder's rate: (B, 4T) Hz
+    return torch.stack([pitch_grid(f, 50., mel.shape[2]) for f in batch['f0']]).to(mel.device)
+
 class VocoderObjective(nn.Module):
     "Losses of the vocoder on true mels: pitch alone at first, then everything."
     def __init__(self,
@@ -223,10 +228,49 @@ def forward(self:VocoderObjective,
     progress:float=1., # place in the stage
 ) -> dict: # the terms and their sum, loss
     "Spectral and pitch losses."
-    mel, T = batch['mel24'].transpose(1, 2), batch['mel24'].shape[1]
-    f0 = torch.stack([pitch_grid(f, 50., T) for f in batch['f0']])  # (B, 4T)
+    mel = batch['mel24'].transpose(1, 2); f0 = _pitch(batch, mel)
     if self.training and progress < self.pitch_share: terms = pitch_loss(self.vocoder, mel, f0)
     else: terms, _, _ = vocoder_loss(self.vocoder, mel, batch['wav'], f0)
+    return terms | dict(loss=sum(terms.values()))
+
+# %% ../../nbs/07_codec.ipynb #d30f3ee6
+class GANObjective(nn.Module):
+    "Losses of the vocoder behind a frozen codec, and of the critics it plays against."
+    def __init__(self,
+        vocoder:Vocoder, flow:FlowDecoder, tok:AudioTokenizer, # trained; both frozen
+        width:float=.125, segment:int=12000, # of the critics; samples they hear
+    ):
+        super().__init__()
+        self.vocoder, self.frozen, self.critics, self.segment = vocoder, [flow, tok], Discriminators(width), segment
+
+# %% ../../nbs/07_codec.ipynb #d839cf2d
+@patch
+@torch.no_grad()
+def hear(self:GANObjective, batch:dict) -> Tensor: # of SoundBatches: mel16, mel24, lengths -> (B, M, T)
+    "The mel that the codec gives, or for a quarter of the rows the true one."
+    flow, tok = (m.eval() for m in self.frozen)
+    hidden = tok.decoder(tok.rvq.decode(_codes(tok, batch))).hidden
+    made = flow.sample(hidden, 4, seed=int(torch.randint(2**31, ())))
+    return torch.where(torch.rand(len(made), 1, 1, device=made.device) < .25, batch['mel24'].transpose(1, 2), made)
+
+# %% ../../nbs/07_codec.ipynb #0086140b
+@patch
+def play(self:GANObjective, wav:Tensor, fake:Tensor) -> dict: # (B, L) true and made -> scalars to be added
+    "Both sides of the game, on the same random half second."
+    at = int(torch.randint(max(1, wav.shape[1] - self.segment), ()))
+    wav, fake = (x[:, at:at + self.segment] for x in (wav, fake))
+    out = adversarial_loss(self.critics.requires_grad_(False), wav, fake, (.1, .2))  # spectral terms are about one
+    return out | dict(critics=discriminator_loss(self.critics.requires_grad_(True), wav, fake))
+
+# %% ../../nbs/07_codec.ipynb #748d886f
+@patch
+def forward(self:GANObjective,
+    batch:dict, progress:float=1., # of SoundBatches: mel16, mel24, wav, f0, lengths; not used
+) -> dict: # the terms and their sum, loss
+    "Spectral, pitch and adversarial losses."
+    mel = self.hear(batch)
+    terms, fake, wav = vocoder_loss(self.vocoder, mel, batch['wav'], _pitch(batch, mel))
+    terms |= self.play(wav, fake)
     return terms | dict(loss=sum(terms.values()))
 
 # %% ../../nbs/07_codec.ipynb #9c3c00ce
