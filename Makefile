@@ -51,6 +51,7 @@ test: export HF_HUB_OFFLINE := 1
 test: export HF_HUB_DISABLE_TELEMETRY := 1
 test: install
 	@$(BIN)/python -c 'from nbdev.doclinks import nbglob; n = len(nbglob()); print(n, "notebooks"); raise SystemExit(n == 0)'
+	@$(BIN)/python -c 'import sys, importlib.util as u; sys.exit(u.find_spec("lm_eval") is None)' || { echo "installing lm-eval"; $(PIP) -e '.[eval]'; }
 	$(BIN)/nbdev-test --n-workers 2 --timing
 	$(BIN)/python -m pytest
 

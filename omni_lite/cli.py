@@ -29,7 +29,8 @@ Model = Annotated[Optional[Path], typer.Option(help='folder of a checkpoint; def
 # ---- what a user may type wrong
 
 EXTRAS = dict(gradio='apps', imageio_ffmpeg='apps', jupyterlab='notebooks', matplotlib='notebooks', ipywidgets='notebooks',
-              onnxruntime='data', onnx='data', faster_whisper='judge', jiwer='judge', pystoi='judge', nbdev='dev', playwright='dev')
+              onnxruntime='data', onnx='data', faster_whisper='judge', jiwer='judge', pystoi='judge', lm_eval='eval', nbdev='dev',
+              playwright='dev')
 
 def parse_budget(
     text:str, # '15m', '3h', '900s', '1h30m'
@@ -187,15 +188,19 @@ def train(
     seed:int=0,
     card:Annotated[bool, typer.Option('--report/--no-report', help='end with a report card')]=True,
     track:Annotated[Optional[str], typer.Option(help='keep curves: tensorboard or trackio (pip install it first)')]=None,
+    parallel:Annotated[str, typer.Option(help='none, ddp or fsdp2: what the processes of torchrun do together')]='none',
+    precision:Annotated[str, typer.Option(help='fp32 or bf16')]='fp32',
+    checkpointing:Annotated[bool, typer.Option('--checkpointing', help='compute blocks again in the backward pass')]=False,
+    accumulate:Annotated[int, typer.Option(min=1, help='batches per step')]=1,
 ):
     "Run the stages of the paper within a budget of time, then the report card."
     seconds = parse_budget(budget)
     begin = _checkpoint(None) if start == 'shipped' else _folder(Path(start), 'a checkpoint to start from') if start else None
     if resume and not out.is_dir(): raise FileNotFoundError(f'{out} does not exist, so there is nothing to resume: leave --resume out.')
     from omni_lite.train.trainer import train_command
-    model = train_command(preset=preset, budget=seconds, world=world.value, start=begin, out=out, resume=resume, seed=seed,
-                          track=track)
-    if card: report(model=Path(model or out), out=out/'report', world=world)
+    model = train_command(preset=preset, budget=seconds, world=world.value, start=begin, out=out, resume=resume, seed=seed, track=track,
+                          parallel=parallel, precision=precision, checkpointing=checkpointing, accumulate=accumulate)
+    if card and os.environ.get('RANK', '0') == '0': report(model=Path(model or out), out=out/'report', world=world)
 
 @app.command()
 def report(
@@ -261,5 +266,8 @@ def bench(
 
 from omni_lite.codec_cli import add_commands
 add_commands(app, parse_budget)
+
+from omni_lite import eval_cli
+eval_cli.add_commands(app)
 
 if __name__ == '__main__': main()

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PKG = ROOT/'omni_lite'
 HEAVY = ('torch', 'torchaudio', 'gradio', 'transformers', 'accelerate', 'numpy', 'matplotlib')
 ROWS = [('paths', 'fetch'), ('config',), ('layers',), ('audio', 'vision', 'text'), ('omni',), ('data',), ('train',),
-        ('evaluate',), ('serve', 'cli', 'codec_cli', 'doctor', 'bench', 'benches', 'plan', 'readme')]
+        ('evaluate',), ('serve', 'cli', 'codec_cli', 'eval_cli', 'doctor', 'bench', 'benches', 'plan', 'readme')]
 ROW = {name: i for i, row in enumerate(ROWS) for name in row}
 STRANGERS = ('audio', 'vision', 'text')  # senses that may not know each other
 MODULES = sorted(p for p in PKG.rglob('*.py') if p.name not in ('__init__.py', '_modidx.py'))
