@@ -86,6 +86,42 @@ def stages(how, precision='fp32'):
         moved.append(sorted({k.split('.')[0] for k, v in state().items() if not torch.equal(v, was[k])}))
     return dict(losses=losses, first=moved[0], second=moved[1])
 
+def recipe_run(how, out, stop=0):
+    "Two stages of the recipe on text and pictures; `stop` leaves in the middle of the second."
+    from unittest.mock import patch
+    from omni_lite.data.world import World
+    from omni_lite.omni.processor import OmniProcessor
+    from omni_lite.text import train_tokenizer
+    from omni_lite.train import trainer as T
+    world = World('small'); tok = train_tokenizer(l for l, _ in zip(world.corpus(0), range(300)))
+    torch.manual_seed(0); cfg = preset('tiny'); m = OmniForCausalLM(replace(cfg, llm=replace(cfg.llm, vocab_size=len(tok))))
+    shop = T.Workshop(m, OmniProcessor(tok, m.cfg), world, None, tokens=256, progress=False, how=how, accumulate=2)
+    rows, drawn, one_step = [s for s in T.recipe() if s.name in ('lang', '1.2')], [], T.StageRun.one_step
+    def counted(run):
+        if stop and run.stage.name == '1.2' and run.step == stop: raise KeyboardInterrupt
+        drawn.append(str(run.data.state_dict()['begin']['rng'])[:200])
+        return one_step(run)
+    out.mkdir(exist_ok=True)
+    with patch.object(T.StageRun, 'one_step', counted): results = T.run_recipe(shop, rows, steps=4, out=out, every=0)
+    return m, results, drawn
+
+def trainer(how, out):
+    "The recipe whole, then stopped and resumed."
+    from unittest.mock import patch
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, StateDictOptions
+    from omni_lite.train import trainer as T
+    whole = lambda m: get_model_state_dict(m, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    def kept(m, results, drawn):
+        return dict(weights=whole(m), results=results, drawn=S.gather(drawn[-1]), logs=[f.name for f in (out/'a').glob('*.jsonl')])
+    a, stopped, refused = kept(*recipe_run(how, out/'a')), False, ''
+    try: recipe_run(how, out/'b', stop=2)
+    except KeyboardInterrupt: stopped = True
+    b = kept(*(again := recipe_run(how, out/'b')))
+    with patch.object(T, 'world_size', lambda: 3):
+        try: T.RunFolder(T.Workshop(again[0], None, None, None), out/'b').load()
+        except ValueError as e: refused = str(e)
+    return a, b, stopped, refused
+
 def main(out):
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, StateDictOptions
     S.start_processes(); keep = lambda x, name: torch.save(x, out/name) if dist.get_rank() == 0 else None
@@ -103,6 +139,8 @@ def main(out):
     log, m = train('fsdp2', 2, tie=True)
     tied = m.llm.lm_head.weight is m.llm.get_input_embeddings().weight
     keep(dict(loss=[r['loss'] for r in log], tied=tied), 'tied.pt')
+    for how in ('ddp', 'fsdp2'):
+        (out/how).mkdir(exist_ok=True); keep(trainer(how, out/how), f'trainer-{how}.pt')
     dist.destroy_process_group()
 
 if __name__ == '__main__': main(Path(sys.argv[1]))

@@ -90,7 +90,7 @@ def test_memory_gives_the_answer_of_reading_again(parts):
     first = list(c.reply(max_seconds=.4)); said = c.answers[0].ids
     c.add([dict(role='user', content='a dog?')]); c.step()
     codes = torch.tensor([e.codes for e in first if e.kind == 'frame'])
-    b = proc.builder.clear().tag('<C_Q>').text('a cat?').tag('<audiotext_start_baichuan>').tag('<C_A>').add(said)
+    b = proc.builder.tag('<C_Q>').text('a cat?').tag('<audiotext_start_baichuan>').tag('<C_A>').add(said)
     b.speak(codes, False).tag('<|endoftext|>').tag('<C_Q>').text('a dog?').tag('<C_A>')
     again = Conversation(m, proc).read([b.done()]); again.step()
     assert c.length == again.length

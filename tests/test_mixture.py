@@ -152,6 +152,12 @@ def test_resume_is_exact_after_any_batch(make):
         assert all(same(next(again), t) for t in truth[i:i + 5]), i
         assert same(next(part), truth[i])
 
+def test_no_two_builders_share_a_row(parts):
+    "A thread draws while another asks: half a row of the one must not end up in the other."
+    proc = parts[1]; half = proc.builder.text('a cat')
+    whole = proc.builder.text('a dog').done(); proc.apply_chat_template([dict(role='user', content='what is this?')])
+    assert half.done().ids.tolist() == encode_text(proc.tok, 'a cat') != whole.ids.tolist()
+
 def test_ahead_hands_errors_on():
     with pytest.raises(ValueError, match='does not fit into 128'): next(Ahead(Packed(mixture(), 128)))
 

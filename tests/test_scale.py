@@ -1,4 +1,4 @@
-"""Two processes learn what one learns: DDP, FSDP2, and their checkpoints."""
+"""Two processes learn what one learns: DDP, FSDP2, their checkpoints, and the recipes that start them."""
 import dataclasses, os, re, subprocess, sys
 from pathlib import Path
 import pytest, torch
@@ -87,6 +87,25 @@ def test_tied_embeddings(two):
     close(found['loss'], [r['loss'] for r in log], 'tied')
     assert found['tied']
 
+@pytest.mark.parametrize('how', ['ddp', 'fsdp2'])
+def test_the_trainer_goes_on_exactly(two, how):
+    "Two stages of the recipe by two processes, stopped in the second and started again, against the same without a stop."
+    whole, part, stopped, refused = torch.load(two/f'trainer-{how}.pt', weights_only=False)
+    assert stopped and whole['weights'].keys() == part['weights'].keys()
+    for k, v in whole['weights'].items(): assert torch.equal(v, part['weights'][k]), k
+    assert [r['text_loss'] for r in whole['results']] == [r['text_loss'] for r in part['results']]
+    assert whole['results'][1]['text_loss'] != whole['results'][0]['text_loss']
+    assert whole['logs'] == ['log.jsonl'] and len(set(whole['drawn'])) == 2, 'the processes drew the same rows'
+    if how == 'ddp': assert refused == 'the run was kept by 2 processes and these are 3: start as many'
+
+def test_many_processes_need_a_way():
+    "Without --parallel each would train its own model."
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m',
+        'omni_lite.cli', 'train', '--out', '/nowhere'], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode and '2 processes would each train a model of their own: add --parallel ddp or fsdp2' in done.stderr
+    assert 'Traceback' not in done.stderr.split('omni-lite:')[0]
+
 def test_refusals():
     m = W.model()
     for kw, said in ((dict(how='fsdp'), "no parallelism 'fsdp': choose none, ddp, fsdp2"), (dict(how='ddp'), 'torchrun'),
@@ -127,3 +146,51 @@ def test_each_weight_is_in_one_unit(name):
     assert len(seen) == len(set(seen))
     held = {how: S.rank_bytes(m, how, 8) for how in ('ddp', 'fsdp2')}
     assert held['fsdp2']['gradients']*8 == held['ddp']['gradients']
+
+# ---- the recipes
+
+RECIPES = ROOT/'recipes'
+SCRIPTS = sorted([*RECIPES.glob('*.sh'), *RECIPES.glob('*.sbatch')])
+
+def options(command):
+    "Flags of a command of ours."
+    import typer
+    from omni_lite.cli import app
+    return {o for p in typer.main.get_command(app).commands[command].params for o in (*p.opts, *p.secondary_opts)}
+
+def test_recipes_are_found(): assert len(SCRIPTS) >= 4 and (RECIPES/'README.md').is_file()
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda p: p.name)
+def test_shell_parses(path):
+    done = subprocess.run(['bash', '-n', str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+def calls(path):
+    "Our commands in a recipe: (launcher's flags, command, our flags)."
+    lines = re.sub(r'\\\n\s*', ' ', path.read_text()).splitlines()
+    for line in lines:
+        line = re.sub(r'(^|\s)#.*', '', line)
+        if m := re.search(r'(torchrun|accelerate launch)(.*?)-m omni_lite\.cli (\w+)(.*)', line):
+            flags = [set(re.findall(r'(?<=\s)--[\w-]+', t)) for t in (m[2], m[4])]
+            yield m[1], flags[0], m[3], flags[1]
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda p: p.name)
+def test_flags_are_ours(path):
+    found = list(calls(path))
+    assert found
+    for _, _, command, flags in found: assert flags <= options(command), flags - options(command)
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda p: p.name)
+def test_launcher_flags(path):
+    from torch.distributed.run import get_args_parser
+    known = {o.replace('_', '-') for a in get_args_parser()._actions for o in a.option_strings}
+    for name, flags, _, _ in calls(path):
+        known_here = known if name == 'torchrun' else {'--config-file'}
+        assert {f.replace('_', '-') for f in flags} <= known_here, flags
+
+def test_accelerate_config():
+    import yaml
+    from accelerate.commands.config.config_args import ClusterConfig
+    cfg = yaml.safe_load((RECIPES/'accelerate.yaml').read_text())
+    assert set(cfg) <= {f.name for f in dataclasses.fields(ClusterConfig)}
+    assert ClusterConfig.from_yaml_file(RECIPES/'accelerate.yaml').num_processes == cfg['num_processes']

@@ -321,7 +321,7 @@ def say(self:OmniForCausalLM,
     **kw, # for `Conversation.reply`
 ) -> tuple: # (sound float32 at 24 kHz or None, timings)
     "A given text, spoken."
-    b = processor.builder.clear().tag(USER).text(f'{SAY} {text}').tag(ALOUD).tag(ASSISTANT).text(text)
+    b = processor.builder.tag(USER).text(f'{SAY} {text}').tag(ALOUD).tag(ASSISTANT).text(text)
     return gather(Conversation(self, processor).read([b.done()]).reply(start='speak', **kw))[1:]
 
 OmniForCausalLM.say = say

@@ -35,7 +35,11 @@ class OmniProcessor:
         tok:'PreTrainedTokenizerFast', cfg:NanoConfig=NanoConfig(), # text tokenizer; sizes of the rung
     ):
         self.tok, self.cfg = tok, cfg
-        self.builder = RowBuilder(tok, cfg.audio.codebook_sizes, cfg.ids, cfg.head.kind == 'delay')
+
+    @property
+    def builder(self) -> RowBuilder:
+        "A new builder: it holds half a row, which no two threads may share."
+        return RowBuilder(self.tok, self.cfg.audio.codebook_sizes, self.cfg.ids, self.cfg.head.kind == 'delay')
 
 # %% ../../nbs/23_processor.ipynb #4e2856d3
 @patch(cls_method=True)
@@ -123,7 +127,7 @@ def apply_chat_template(self:OmniProcessor,
     speak:bool=False, listen:Callable|None=None, # answer aloud?; sound (L,) at 16 kHz -> codes (n, L)
 ) -> Row: # ends right after the assistant's tag, ready for generation
     "The row the model continues."
-    b = self.builder.clear()
+    b = self.builder
     for m in messages: _add_message(self, b, m, listen)
     if speak: b.tag(ALOUD)
     return b.tag(ASSISTANT).done()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COUNTED', 'BLANK', 'LM', 'EYE', 'CODEC', 'HOW', 'count_terms', 'add_blank', 'Losses', 'Parallel', 'reweigh_deep',
            'share_out', 'shard_units', 'Root', 'shard', 'checkpoint_blocks', 'check_context', 'parallelize',
-           'start_processes', 'agree', 'rank_bytes', 'rank', 'wait_for_all', 'save_sharded', 'load_sharded',
-           'save_whole', 'convert']
+           'start_processes', 'agree', 'rank_bytes', 'rank', 'world_size', 'wait_for_all', 'gather', 'save_sharded',
+           'load_sharded', 'save_whole', 'convert']
 
 # %% ../../nbs/37_scale.ipynb #0ce206dd
 import inspect, json, os
@@ -307,9 +307,17 @@ def _alone(): return not dist.is_initialized() or dist.get_world_size() == 1
 def rank() -> int: # 0 where there is one process
     "The number of this process."
     return 0 if _alone() else dist.get_rank()
+def world_size() -> int: # 1 where there is one process
+    "How many processes learn together."
+    return 1 if _alone() else dist.get_world_size()
 def wait_for_all() -> None:
     "Go on when every process has come here."
     if not _alone(): dist.barrier()
+def gather(x:object) -> list: # of this process, picklable -> one per process, the same list everywhere
+    "What every process holds."
+    if _alone(): return [x]
+    dist.all_gather_object(found := [None]*dist.get_world_size(), x)
+    return found
 
 # %% ../../nbs/37_scale.ipynb #23c599b1
 def save_sharded(
@@ -328,7 +336,9 @@ def save_sharded(
     torch.save(more, part/f'more-{rank()}.pt'); wait_for_all()
     if rank() == 0:
         (part/'config.json').write_text(json.dumps(model.cfg.to_dict(), indent=1))
-        shutil.rmtree(folder, ignore_errors=True); part.rename(folder)
+        old = folder.with_name(folder.name + '.old'); shutil.rmtree(old, ignore_errors=True)
+        if folder.exists(): folder.rename(old)
+        part.rename(folder); shutil.rmtree(old, ignore_errors=True)
     wait_for_all()
 
 # %% ../../nbs/37_scale.ipynb #f291131e

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['START', 'BEFORE', 'LMObjective', 'EyeObjective', 'Workshop', 'is_hidden', 'MuonAdamW', 'rng_state', 'set_rng',
            'StageRun', 'Log', 'tracked', 'teller', 'run_stage', 'sound_sample', 'answer_sample', 'snapshot',
-           'save_start', 'load_start', 'text_loss', 'look_out', 'run_recipe', 'world_store', 'new_model', 'start_anew',
-           'batch_sizes', 'train_command']
+           'save_start', 'load_start', 'text_loss', 'look_out', 'RunFolder', 'run_recipe', 'world_store', 'new_model',
+           'start_anew', 'batch_sizes', 'train_command']
 
 # %% ../../nbs/36_trainer.ipynb #b8165287
 import json, random, shutil, time
@@ -30,6 +30,8 @@ from ..omni.voice import Voice
 import omni_lite.omni.generate  # gives the model generate, transcribe and say
 from ..omni.processor import OmniProcessor
 from .stages import Stage, recipe, freeze, rate
+from .scale import (agree, gather, load_sharded, parallelize, rank, save_sharded, save_whole, shard,
+                                   start_processes, wait_for_all, world_size)
 from .checkpoint import Checkpoints
 from .watch import Watch, books_in_use, by_sense
 from .codec import (SoundBatches, TokenizerObjective, FlowObjective, VocoderObjective, seed_embedding,
@@ -82,14 +84,23 @@ class Workshop:
         dictate:bool=True, # may the tokenizer learn transcripts through the language model?
         packed:int=0, # positions of a packed row; 0 = batches of rows of similar length
         progress:bool=True, # show bars?
+        accumulate:int=1, # batches per step
+        how:str='none', precision:str='fp32', checkpointing:bool=False, # see `parallelize`
     ):
         self.model, self.proc, self.world, self.store, self.seed = model, processor, world, store, seed
         self.tokens, self.frames, self.codes, self.keep = tokens, frames, None, keep
-        self.dictate, self.progress, self.packed, self.rank, self.world_size = dictate, progress, packed, 0, 1
+        self.dictate, self.progress, self.packed = dictate, progress and not rank(), packed
+        self.accumulate, self.parallel = accumulate, dict(how=how, precision=precision, checkpointing=checkpointing)
+        if how == 'fsdp2': shard(model, precision=precision)  # before an optimiser sees the weights
 
     def encode(self) -> None:
         "Codes of the whole store by the present tokenizer, from the file where it is there."
-        if self.keep and self.keep.exists(): self.codes = np.load(self.keep); return
+        if self.keep and rank(): wait_for_all()  # the first process writes them
+        if self.keep and self.keep.exists(): self.codes = np.load(self.keep)
+        else: self._encode()
+        if self.keep and not rank(): wait_for_all()
+
+    def _encode(self):
         was = self.model.tokenizer.training
         self.codes = encode_store(self.model.tokenizer.eval(), self.store, self.progress)
         self.model.tokenizer.train(was)
@@ -98,7 +109,7 @@ class Workshop:
     def forget_codes(self) -> None:
         "The tokenizer changed."
         self.codes = None
-        if self.keep: self.keep.unlink(missing_ok=True)
+        if self.keep and not rank(): self.keep.unlink(missing_ok=True)
 
     def material(self, split='train') -> Material:
         "The world with the codes of the present tokenizer."
@@ -115,13 +126,13 @@ class Workshop:
 
     def data(self, stage:Stage):
         "Batches of a stage."
-        mel = ('mel16', 'mel24')
+        mel, seed = ('mel16', 'mel24'), self.seed + 1000*rank()  # each process hears something else
         heart = lambda r: r.get('voice') == 'heart' and r['kind'] != 'sound'
-        if stage.kind == 'tokenizer': return SoundBatches(self.store, self.frames, seed=self.seed)
-        if stage.kind == 'flow': return SoundBatches(self.store, self.frames, keep=heart, arrays=mel, seed=self.seed)
+        if stage.kind == 'tokenizer': return SoundBatches(self.store, self.frames, seed=seed)
+        if stage.kind == 'flow': return SoundBatches(self.store, self.frames, keep=heart, arrays=mel, seed=seed)
         long = lambda r: heart(r) and r['n_frames12'] >= 10 and not r.get('augmented')
-        if stage.kind == 'vocoder': return SoundBatches(self.store, 120, 10, long, ('mel24', 'wav', 'f0'), self.seed)
-        mix = Mixture(bind(self.material()), stage.mixture, self.seed, self.rank, self.world_size)
+        if stage.kind == 'vocoder': return SoundBatches(self.store, 120, 10, long, ('mel24', 'wav', 'f0'), seed)
+        mix = Mixture(bind(self.material()), stage.mixture, self.seed, rank(), world_size())
         if self.packed: return Ahead(Packed(mix, self.packed, max(1, self.tokens//self.packed)))
         return Ahead(Batches(mix, self.tokens))
 
@@ -180,16 +191,17 @@ class StageRun:
     ):
         from accelerate import Accelerator
         self.shop, self.stage, self.seconds, self.steps = shop, stage, seconds, steps
-        self.acc = accelerator or Accelerator()
-        torch.manual_seed(shop.seed + sum(map(ord, stage.name)))
-        shop.rank, shop.world_size = self.acc.process_index, self.acc.num_processes
+        how, precision = (shop.parallel[k] for k in ('how', 'precision'))
+        self.acc = accelerator or Accelerator(mixed_precision='bf16' if precision == 'bf16' else 'no')
+        torch.manual_seed(shop.seed + sum(map(ord, stage.name)) + rank())
         self.data, raw = shop.data(stage), shop.objective(stage)
         groups = freeze(shop.model, stage)
         ours = {id(p) for p in shop.model.parameters()}
         extra = [p for p in raw.parameters() if id(p) not in ours]
         for p in extra: p.requires_grad_(True)
         if extra: groups.append(dict(params=extra, lr=max(stage.trains.values()), name='helper'))
-        self.objective, self.opt = self.acc.prepare(raw, MuonAdamW(groups))
+        self.raw, self.opt, self.objective = raw, MuonAdamW(groups), parallelize(raw, **shop.parallel)
+        if how == 'none': self.objective, self.opt = self.acc.prepare(raw, self.opt)
         self.step, self.elapsed = 0, 0.
 
     @property
@@ -198,22 +210,24 @@ class StageRun:
     def done(self) -> bool: return self.progress >= 1
 
     def state_dict(self) -> dict:
-        mine = self.acc.unwrap_model(self.objective).state_dict()
+        mine, sharded = self.raw.state_dict(), self.shop.parallel['how'] == 'fsdp2'
         helper = {k: v for k, v in mine.items() if not k.startswith(('model.', 'tok.', 'flow.', 'vocoder.'))}
-        return dict(step=self.step, elapsed=self.elapsed, opt=self.opt.state_dict(), data=self.data.state_dict(),
-                    rng=rng_state(), helper=helper)
+        return dict(step=self.step, elapsed=self.elapsed, opt=None if sharded or rank() else self.opt.state_dict(),
+                    data=self.data.state_dict(), rng=rng_state(), helper=helper)
 
     def load_state_dict(self, s:dict):
         self.step, self.elapsed = s['step'], s['elapsed']
-        self.opt.load_state_dict(s['opt']); self.data.load_state_dict(s['data'])
-        self.acc.unwrap_model(self.objective).load_state_dict(s['helper'], strict=False); set_rng(s['rng'])
+        if s['opt']: self.opt.load_state_dict(s['opt'])  # shards come another way
+        self.data.load_state_dict(s['data'])
+        self.raw.load_state_dict(s['helper'], strict=False); set_rng(s['rng'])
 
 # %% ../../nbs/36_trainer.ipynb #e7660192
 @patch
 def grad_norms(self:StageRun) -> dict: # grad_MODULE -> norm of its gradient before clipping
     "How hard each module is pulled: a module at zero is not in the graph, one far above the rest is about to break."
     of = lambda n: [p.grad for p in getattr(self.shop.model, n).parameters() if p.grad is not None]
-    return {f'grad_{n}': torch.nn.utils.get_total_norm(g).item() for n in self.stage.trains if (g := of(n))}
+    norm = lambda g: getattr(n := torch.nn.utils.get_total_norm(g), 'full_tensor', lambda: n)().item()  # of shards, too
+    return {f'grad_{n}': norm(g) for n in self.stage.trains if (g := of(n))}
 
 # %% ../../nbs/36_trainer.ipynb #3900cb83
 @patch
@@ -223,14 +237,17 @@ def one_step(self:StageRun) -> dict: # loss terms as floats
     t, p = time.perf_counter(), self.progress
     for g in self.opt.param_groups: g['lr'] = g['base'] * rate(p)
     for name in self.stage.trains: getattr(self.shop.model, name).train()
-    out = self.objective(send_to_device(next(self.data), self.acc.device), p)
-    self.opt.zero_grad(); self.acc.backward(out['loss'])
+    self.opt.zero_grad()
+    for _ in range(self.shop.accumulate):
+        out = self.objective(send_to_device(next(self.data), self.acc.device), p)
+        self.acc.backward(out['loss'] / self.shop.accumulate)
     norms = self.grad_norms() if self.step % 20 == 19 else {}
     self.acc.clip_grad_norm_([p for g in self.opt.param_groups for p in g['params']], 1.)
     self.opt.step()
-    self.step += 1; self.elapsed += time.perf_counter() - t
-    return norms | {k: v.item() for k, v in out.items() if isinstance(v, Tensor) and v.ndim == 0} | (
-        dict(level1=out['levels'][0].item()) if 'levels' in out else {})
+    self.step += 1; self.elapsed = agree(self.elapsed + time.perf_counter() - t)
+    levels = enumerate(out['levels'].tolist(), 1) if 'levels' in out else ()
+    return norms | {f'level{k}': v for k, v in levels} | {
+        k: v.item() for k, v in out.items() if isinstance(v, Tensor) and v.ndim == 0}
 
 # %% ../../nbs/36_trainer.ipynb #799eaf71
 class Log:
@@ -241,16 +258,18 @@ class Log:
     def line(self, stage:str, **more):
         row = {k: round(v, 4) for k, v in self.smooth.items()}
         if self.tell: self.tell({f'{stage}/{k}': v for k, v in row.items()})
-        if not self.path: return
+        if not self.path or rank(): return
         with self.path.open('a') as f: f.write(json.dumps(dict(stage=stage, **more, **row)) + '\n')
 
 # %% ../../nbs/36_trainer.ipynb #853bc4e9
 def tracked(
     track:str, out:Path, # 'tensorboard', 'trackio' or another that accelerate knows; of the run
+    precision:str='fp32', # or 'bf16'
 ) -> 'Accelerator':
     "An accelerator that keeps curves."
     from accelerate import Accelerator
-    try: acc = Accelerator(log_with=track, project_dir=out)
+    cast = 'bf16' if precision == 'bf16' else 'no'
+    try: acc = Accelerator(mixed_precision=cast, log_with=track, project_dir=out)
     except (ValueError, ImportError): acc = None
     if acc is None or not acc.log_with:
         raise ValueError(f'{track} cannot be used here: pip install {track}, or leave it out')
@@ -276,12 +295,12 @@ def run_stage(
     with tqdm(total=100, desc=run.stage.name, disable=not run.shop.progress, bar_format=look) as bar:
         while not run.done:
             book.add(run.one_step())
-            bar.n, shown = min(100, 100*run.progress), {k: v for k, v in book.smooth.items() if 'grad_' not in k}
-            bar.set_postfix({k: f'{v:.2f}' for k, v in shown.items()})
+            bar.n = min(100, 100*run.progress)
+            bar.set_postfix({k: f'{v:.2f}' for k, v in book.smooth.items() if k[:5] not in ('grad_', 'level')})
             if watch and run.stage.kind == 'tokenizer' and run.step % 100 == 0:
                 for t in watch.codes(books_in_use(run.shop.model.tokenizer.rvq)): bar.write(f'watch: {t}')
             if run.step % 20 == 0: book.line(stage=run.stage.name, step=run.step, seconds=round(run.elapsed, 1))
-            if save and time.time() - last > every: save(run); last = time.time()
+            if save and agree(time.time() - last) > every: save(run); last = time.time()
     book.line(stage=run.stage.name, step=run.step, seconds=round(run.elapsed, 1), end=True)
     run.shop.model.eval()
     return book.smooth
@@ -364,7 +383,8 @@ def text_loss(
     from omni_lite.data.mixture import collate
     tasks, rng = bind(Material(shop.world, shop.proc, split='test')), random.Random(1)
     batch = collate([tasks['text'](rng) for _ in range(n)])
-    with torch.no_grad(): return shop.model.eval().losses(batch)['text'].item()
+    run = shop.model.eval().__dict__.get('root', lambda f, b: f(b))  # shards meet inside their root
+    with torch.no_grad(): return run(shop.model.losses, batch)['text'].item()
 
 # %% ../../nbs/36_trainer.ipynb #5d6450c0
 def look_out(
@@ -372,11 +392,46 @@ def look_out(
     stage:Stage, loss:float, # that has ended; its held-out text loss
 ) -> list: # sentences
     "Look for the failure signatures after a stage."
+    if shop.parallel['how'] == 'fsdp2': return []  # it asks `generate`, which shards cannot do
     omni = stage.kind == 'lm' and 'audio_embed' in stage.trains and shop.store is not None
     right = by_sense(shop.model.eval(), bind(shop.material('test'))) if omni else {}
     told = watch.after(stage.name, loss, right)
-    for t in told: print(f'watch: {t}')
+    for t in told * (not rank()): print(f'watch: {t}')
     return told
+
+# %% ../../nbs/36_trainer.ipynb #210de577
+class RunFolder:
+    "Where a run is kept so that as many processes can go on with it."
+    def __init__(self, shop:Workshop, out:Path|None): # shared parts; of the run, None = nothing is kept
+        self.model, self.sharded = shop.model, shop.parallel['how'] == 'fsdp2'
+        self.whole, self.shards = (Checkpoints(out/'state'), out/'shards') if out else (None, Path())
+
+# %% ../../nbs/36_trainer.ipynb #78a13da0
+@patch
+def save(self:RunFolder, index:int, results:list, run:StageRun|None=None) -> None: # stages done, theirs; the one begun
+    "Write all there is; called by all processes."
+    state, mine = dict(index=index, results=results), run and run.state_dict()
+    if self.sharded: return save_sharded(self.shards, self.model, run and run.opt, run=mine, **state)
+    runs = gather(mine)
+    if not rank(): self.whole.save(self.model, runs=runs, **state)
+    wait_for_all()
+
+# %% ../../nbs/36_trainer.ipynb #93755b9c
+@patch
+def load(self:RunFolder) -> dict: # index, results, and of this process: run
+    "Fill the model's weights and say where the run stood; called by all processes."
+    if self.sharded and (self.shards/'.metadata').is_file(): return load_sharded(self.shards, self.model)
+    s = (self.whole and self.whole.load(self.model)) or dict(index=0, results=[], runs=[None]*world_size())
+    if len(s['runs']) != world_size():
+        raise ValueError(f'the run was kept by {len(s["runs"])} processes and these are {world_size()}: start as many')
+    return s | dict(run=(run := s['runs'][rank()]) and run | dict(opt=s['runs'][0]['opt']))
+
+# %% ../../nbs/36_trainer.ipynb #1b7d2df4
+@patch
+def resume(self:RunFolder, run:StageRun, state:dict) -> None: # just built; the `run` of `load`
+    "Put a stage back to where it stood."
+    if self.sharded: load_sharded(self.shards, self.model, run.opt)
+    run.load_state_dict(state)
 
 # %% ../../nbs/36_trainer.ipynb #e0f699d5
 def run_recipe(
@@ -388,26 +443,26 @@ def run_recipe(
     acc:'Accelerator|None'=None, every:float=60., # see `tracked`; seconds between two savings
 ) -> list: # one dict per stage: name, losses, text_loss, warnings
     "All stages in order; goes on where the state in `out` stopped."
-    kept = Checkpoints(out/'state') if out else None
-    s = (kept and kept.load(shop.model)) or dict(index=0, results=[], run=None)
+    kept = RunFolder(shop, out)
+    s = kept.load()
     results, watch = s['results'], Watch()
     for r in results: watch.after(r['stage'], r['text_loss'])
     for i, stage in list(enumerate(stages))[s['index']:]:
         run = StageRun(shop, stage, seconds * stage.share, steps, acc)
-        if s['run']: run.load_state_dict(s['run']); s['run'] = None
-        def keep(run, i=i): kept.save(shop.model, index=i, results=results, run=run.state_dict())
+        if s['run']: kept.resume(run, s['run']); s['run'] = None
+        def keep(run, i=i): kept.save(i, results, run)
         losses = run_stage(run, out/'log.jsonl' if out else None, keep if out else None, every, watch)
         if stage.kind == 'tokenizer':
             shop.forget_codes()
-            seed_embedding(run.acc.unwrap_model(run.objective), shop.model.audio_embed)
-            if out: save_start(shop.model, out)
+            seed_embedding(run.raw, shop.model.audio_embed)
+            if out and not rank(): save_start(shop.model, out)
         still = bool(results) and 'llm' not in stage.trains  # the language model reads as before
         results.append(dict(stage=stage.name, steps=run.step, seconds=round(run.elapsed, 1), losses=losses,
                             text_loss=results[-1]['text_loss'] if still else text_loss(shop)))
         results[-1]['warnings'] = look_out(shop, watch, stage, results[-1]['text_loss'])
-        if out: kept.save(shop.model, index=i+1, results=results, run=None)
+        if out: kept.save(i + 1, results)
         ready = not any(s.kind == 'flow' for s in stages[i+1:])  # is the flow decoder trained?
-        if out: snapshot(shop, out/'samples', f'{i:02d}-{stage.name}', ready)
+        if out and not rank() and not kept.sharded: snapshot(shop, out/'samples', f'{i:02d}-{stage.name}', ready)
     return results
 
 # %% ../../nbs/36_trainer.ipynb #37e2e63d
@@ -456,19 +511,28 @@ def train_command(
     resume:bool=False, # go on with what is in `out`
     track:str|None=None, # keep curves for 'tensorboard' or 'trackio'
     seed:int=0, # of weights and data
+    parallel:str='none', precision:str='fp32', checkpointing:bool=False, # see `parallelize`
+    accumulate:int=1, # batches per step
 ) -> Path: # folder with the model
     "Train all stages within a budget and write the model."
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    if not resume: start_anew(out)
+    device, out = start_processes(), Path(out)
+    if world_size() > 1 and parallel == 'none':
+        raise ValueError(f'{world_size()} processes would each train a model of their own: add --parallel ddp or fsdp2')
+    if rank(): wait_for_all()  # the first process makes what all read
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume and not rank(): start_anew(out)
     made, store = World(world, seed), world_store(world, seed)
+    if not rank(): wait_for_all()
     if start: model, proc = load_start(Path(start), seed)
     else:
         model, proc = new_model(preset, made, seed)
         set_statistics(model.tokenizer, model.flow, model.vocoder, store)
     tokens, frames = batch_sizes(budget)
-    shop = Workshop(model, proc, made, store, seed, tokens, frames, keep=out/'codes.npy')
-    results = run_recipe(shop, recipe(preset, bool(start)), budget, out=out, acc=tracked(track, out) if track else None)
-    model.save_pretrained(out, tok=proc.tok)
+    shop = Workshop(model.to(device), proc, made, store, seed, tokens, frames, keep=out/'codes.npy',
+                    accumulate=accumulate, how=parallel, precision=precision, checkpointing=checkpointing)
+    acc = tracked(track, out, precision) if track else None
+    results = run_recipe(shop, recipe(preset, bool(start)), budget, out=out, acc=acc)
+    save_whole(model, out, tok=proc.tok)
     past = dict(preset=preset, budget=budget, world=world, seed=seed, stages=results)
-    (out/'stages.json').write_text(json.dumps(past, indent=1))
+    if not rank(): (out/'stages.json').write_text(json.dumps(past, indent=1))
     return out
