@@ -29,7 +29,7 @@ Model = Annotated[Optional[Path], typer.Option(help='folder of a checkpoint; def
 # ---- what a user may type wrong
 
 EXTRAS = dict(gradio='apps', imageio_ffmpeg='apps', jupyterlab='notebooks', matplotlib='notebooks', ipywidgets='notebooks',
-              onnxruntime='data', onnx='data', faster_whisper='judge', jiwer='judge', pystoi='judge', lm_eval='eval', nbdev='dev',
+              onnxruntime='data', onnx='data', webdataset='data', py3langid='clean', faster_whisper='judge', jiwer='judge', pystoi='judge', lm_eval='eval', nbdev='dev',
               playwright='dev')
 
 def parse_budget(
@@ -91,10 +91,11 @@ def _options(
 def doctor(
     repair:Annotated[bool, typer.Option('--repair', help='mend torchaudio and ffmpeg where they can be mended')]=False,
     as_json:Annotated[bool, typer.Option('--json', help='print JSON')]=False,
+    model:Annotated[Optional[Path], typer.Option(help='examine the checkpoint in this folder instead')]=None,
 ):
-    "Say what is wrong with this installation, and the cure."
+    "Say what is wrong with this installation, or with a model (--model), and the cure."
     from omni_lite.doctor import run
-    raise typer.Exit(run(repair, as_json))
+    raise typer.Exit(run(repair, as_json, model))
 
 @app.command()
 def fetch(
@@ -223,6 +224,20 @@ def world(
     from omni_lite.data.speech import world_command
     from omni_lite.paths import cache_dir
     print(world_command(world=world.value, out=out or cache_dir()/f'world-{world.value}', seed=seed))
+
+@app.command()
+def clean(
+    manifest:Annotated[Path, typer.Argument(help='a .jsonl of recordings')],
+    out:Annotated[Path, typer.Option(help='folder of what is kept, dropped and reported')],
+    listen:Annotated[bool, typer.Option('--listen', help='check transcripts with the judge')]=False,
+):
+    "Drop what a data set should not teach; goes on after an interruption."
+    from omni_lite.data.clean import clean as run
+    from omni_lite.data.shards import read_manifest
+    hear = None
+    if listen: from omni_lite.evaluate.judge import listen as hear
+    report = run(read_manifest(manifest, progress=True), out, hear=hear)
+    print(json.dumps({k: v for k, v in report.items() if k != 'config'}, indent=1, ensure_ascii=False))
 
 # ---- looking closer
 

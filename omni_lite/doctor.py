@@ -1,4 +1,5 @@
 """Says what is wrong with this installation and the cure. `python -m omni_lite.doctor --repair` mends what it can.
+`--model FOLDER` examines a model instead: the checks of omni_lite.evaluate.checkup.
 
 It stays torch-free: everything heavy is tried in a child process, so a library that cannot load is a row, not a crash."""
 import argparse, importlib.metadata, importlib.util, json, os, platform, re, shutil, subprocess, sys
@@ -9,7 +10,7 @@ from omni_lite import __version__
 from omni_lite.fetch import GROUPS, fetched
 from omni_lite.paths import scripts_dir, scripts_on_path, shipped
 
-__all__ = ['Check', 'checks', 'repair', 'report', 'main']
+__all__ = ['Check', 'checks', 'model_checks', 'repair', 'report', 'main']
 
 PYTHON = (3, 11)
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
@@ -126,6 +127,16 @@ def checks() -> list: # of Check, in the order they are shown
     return [_python(), _packages(), _torch(found), _torchaudio(found), _companion(found, 'torchvision'),
             _companion(found, 'torchcodec'), _ffmpeg(), _browser(), _checkpoint(), *map(_fetched, GROUPS)]
 
+def model_checks(
+    folder:Path, # of a checkpoint
+) -> list: # of Check
+    "Examine a model; what could not be looked at is not needed."
+    if not (Path(folder)/'config.json').is_file(): raise FileNotFoundError(f'{folder} is not a folder with a checkpoint.')
+    from omni_lite.evaluate.checkup import checkup, patient
+    found, left = checkup(patient(folder))
+    return [*(Check(f.name, f.ok, f.detail, f.cure) for f in found),
+            *(Check(n, False, f'not looked at: {why}', 'put it there and ask again', needed=False) for n, why in left.items())]
+
 # ---- mending
 
 def strip_torchaudio(
@@ -175,16 +186,18 @@ def report(
 def run(
     mend:bool=False, # repair first
     as_json:bool=False, # print JSON instead of text
+    model:Path|None=None, # folder of a checkpoint to be examined instead of the installation
 ) -> int: # exit code: 0 where everything needed is well, else 1
     "Repair if asked, look, print, and say by the exit code whether all is well."
     done = repair() if mend else []
-    rows = checks()
+    rows = model_checks(model) if model else checks()
     well = all(r.ok for r in rows if r.needed)
     if as_json: print(json.dumps(dict(ok=well, repaired=done, checks=[asdict(r) for r in rows]), indent=1))
     else:
         for line in done: print(f'mended {line}')
         print(report(rows))
-        print('all that is needed is here' if well else 'rows marked FIX stop something that everyone needs')
+        if model: print('a sound model' if well else 'rows marked FIX name what is wrong with this model')
+        else: print('all that is needed is here' if well else 'rows marked FIX stop something that everyone needs')
     return 0 if well else 1
 
 def main(
@@ -194,7 +207,9 @@ def main(
     p = argparse.ArgumentParser(prog='omni_lite.doctor', description='Say what is wrong with this installation, and the cure.')
     p.add_argument('--repair', action='store_true', help='mend torchaudio and ffmpeg where they can be mended')
     p.add_argument('--json', action='store_true', help='print JSON')
+    p.add_argument('--model', type=Path, help='examine the checkpoint in this folder instead')
     a = p.parse_args(argv)
-    return run(a.repair, a.json)
+    try: return run(a.repair, a.json, a.model)
+    except (ValueError, FileNotFoundError) as e: print(f'omni_lite.doctor: {e}', file=sys.stderr); return 2
 
 if __name__ == '__main__': sys.exit(main())

@@ -16,7 +16,7 @@ from omni_lite.data.world import World
 from omni_lite.omni.model import OmniForCausalLM
 from omni_lite.omni.processor import OmniProcessor
 from omni_lite.omni.rows import Row
-from omni_lite.text import train_tokenizer
+from omni_lite.text import encode_text, train_tokenizer
 
 WORLD = World('small')
 

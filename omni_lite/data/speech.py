@@ -6,13 +6,13 @@
 __all__ = ['UNIT', 'LEAD', 'PHONES', 'STRESS', 'LONG', 'HIBARI_VOICES', 'KOKORO_VOICES', 'TEST_VOICES', 'SAMPLE_RATE', 'HOP',
            'N_FFT', 'VOICE_ROWS', 'TOKEN', 'ARRAYS', 'SPEECH_SOURCES', 'ASK_MORE', 'NUM_LINES', 'open_graph', 'align',
            'phone_labels', 'words_of', 'VoiceSpec', 'voice_split', 'pulse_train', 'change_voice', 'render', 'Utterance',
-           'trim', 'level', 'phonemize', 'Hibari', 'pack_voice', 'voice_files', 'load_style', 'Kokoro', 'noise',
-           'augment', 'draw_augment', 'augment_utterance', 'word_labels', 'token_arrays', 'SpeechStore', 'check_lines',
-           'speak_line', 'make_part', 'datasheet', 'datasheet_markdown', 'build_speech', 'pick_voice', 'sample_lines',
-           'world_lines', 'world_command']
+           'trim', 'level', 'phonemize', 'Hibari', 'pack_voice', 'voice_files', 'load_style', 'Kokoro', 'Command',
+           'noise', 'augment', 'draw_augment', 'augment_utterance', 'word_labels', 'token_arrays', 'SpeechStore',
+           'check_lines', 'recording', 'speak_line', 'Cast', 'make_part', 'datasheet', 'datasheet_markdown',
+           'build_speech', 'pick_voice', 'sample_lines', 'world_lines', 'world_command']
 
-# %% ../../nbs/31_speech.ipynb #27eb3464
-import hashlib, json, os, re, shutil, sys
+# %% ../../nbs/31_speech.ipynb #fe0867f7
+import hashlib, json, os, re, shlex, shutil, subprocess, sys, tempfile
 from collections import Counter
 from collections.abc import Iterable, Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from fastcore.basics import patch
 import torchaudio.functional as AF
 from ..fetch import fetch, try_fetch
 from ..paths import root, cache_dir
@@ -340,6 +341,39 @@ class Kokoro:
             raise ValueError('Kokoro spoke longer than its durations say: fetch the pinned version')
         return _utterance(text, symbols, wav, voice, durations, np.where(f0 > 50, f0, 0).astype(np.float32))
 
+# %% ../../nbs/31_speech.ipynb #862ba982
+class Command:
+    "A program that reads text aloud, e.g. `Command('espeak-ng -v {voice} -w {out} {text}')`."
+    def __init__(self,
+        line:str, # with {out} and, where they belong, {text}, {voice}, {speed} and {seed}
+        seconds:float=60., # it may take for a sentence
+    ) -> None:
+        self.words, self.seconds = shlex.split(line), seconds
+        if not any('{out}' in w for w in self.words):
+            raise ValueError(f'{line!r} has no {{out}}: say where the sound goes')
+        if not shutil.which(self.words[0]): raise ValueError(f'there is no program {self.words[0]!r}: install it first')
+
+# %% ../../nbs/31_speech.ipynb #3dc3cad1
+@patch
+def __call__(self:Command,
+    text:str, voice:str='', speed:float=1., seed:int=0, # what to say; whatever the program takes
+) -> Utterance: # words and phones unknown
+    "Speak a text."
+    from omni_lite.audio.mel import load_sound
+    with tempfile.TemporaryDirectory() as tmp:
+        fill = dict(text=' '*text.startswith('-') + text, voice=voice, speed=speed, seed=seed, out=f'{tmp}/out.wav')
+        args = [re.sub(r'\{(text|voice|speed|seed|out)\}', lambda m: str(fill[m[1]]), w) for w in self.words]
+        try: done = subprocess.run(args, input=text.encode(), capture_output=True, timeout=self.seconds)
+        except subprocess.TimeoutExpired:
+            raise ValueError(f'{args[0]} needs more than {self.seconds:g} s: cut the text') from None
+        if done.returncode or not Path(fill['out']).is_file():
+            why = (done.stderr.decode(errors='replace').strip().splitlines() or ['it wrote no sound'])[-1]
+            raise ValueError(f'{args[0]} could not say {text[:40]!r} ({why}): try its command line by hand')
+        wav = load_sound(fill['out'], to=SAMPLE_RATE).numpy()
+    if not wav.any(): raise ValueError(f'{args[0]} was silent about {text[:40]!r}: try its command line by hand')
+    utt = trim(Utterance(text, wav, voice))
+    return replace(utt, wav=level(utt.wav))
+
 # %% ../../nbs/31_speech.ipynb #5c584132
 def noise(
     n:int, # samples
@@ -487,6 +521,16 @@ def check_lines(
             raise ValueError(f"voice {l['voice']!r} is for tests only: take another for {l['text']!r}")
     return out
 
+# %% ../../nbs/31_speech.ipynb #d8d7d795
+def recording(
+    line:dict, # audio, a file; text, voice, kind and words [(word, start_s, end_s)] where known
+) -> Utterance:
+    "What somebody recorded."
+    from omni_lite.audio.mel import load_sound
+    wav, marks = load_sound(line['audio'], to=SAMPLE_RATE).numpy(), line.get('words')
+    words = [] if line.get('kind') == 'sound' else marks and [tuple(m) for m in marks]
+    return Utterance(line.get('text', ''), wav, line.get('voice', 'unknown'), words)
+
 # %% ../../nbs/31_speech.ipynb #62cd86c4
 def _speaker(voice): # the one that has this voice, opened once in each process
     return _open_speaker('kokoro' if re.match(r'[a-z]{2}_', voice) else 'hibari')
@@ -500,19 +544,28 @@ def _all_voices(): # every Kokoro voice where the big set was fetched, else the 
     return home/'voices' if home else None
 
 def speak_line(
-    line:dict, # text, voice; or kind='sound' with wav (L,) at 24 kHz or sound, a spec of data.sounds; augment:bool
+    line:dict, # text, voice; or audio, a file; or kind='sound' with wav (L,) at 24 kHz or sound, a spec; augment:bool
     rng:np.random.Generator,
     babble:np.ndarray|None=None, # earlier speech that may serve as noise
     speaker:Callable|None=None, # (text, voice, seed=) -> Utterance instead of hibari and Kokoro
 ) -> Utterance:
     "What a line sounds like, augmented if it asks for that."
     voice, seed = line.get('voice') or 'heart', int(rng.integers(2**31))
-    if line.get('kind') == 'sound':
+    if 'audio' in line: utt = recording(line)
+    elif line.get('kind') == 'sound':
         from omni_lite.data.sounds import render_sound
         wav = line['wav'] if 'wav' in line else render_sound(line['sound'], SAMPLE_RATE)
         utt = Utterance(line.get('text', ''), np.asarray(wav, np.float32), 'none', [], [])
     else: utt = (speaker or _speaker(voice))(line['text'], voice, seed=seed)
     return augment_utterance(utt, rng, babble) if line.get('augment') else utt
+
+# %% ../../nbs/31_speech.ipynb #4136af90
+@dataclass
+class Cast:
+    "Several engines as one, for `build_speech`: the voice chooses."
+    engines:dict # voice -> (text, voice, speed=, seed=) -> Utterance; other voices are hibari's or Kokoro's
+    def __call__(self, text:str, voice:str='heart', speed:float=1., seed:int=0) -> Utterance:
+        return (self.engines.get(voice) or _speaker(voice))(text, voice, speed=speed, seed=seed)
 
 # %% ../../nbs/31_speech.ipynb #c9af9132
 def make_part(
@@ -535,9 +588,10 @@ def make_part(
         except ValueError as e: drops.append(dict(id=k, text=line.get('text', ''), why=str(e))); continue
         if line['kind'] != 'sound': babble = utt.wav
         for name, x in token_arrays(utt).items(): arrays[name].append(x)
-        known = {n: v for n, v in line.items() if n not in ('wav', 'augment')}
+        known = {n: v for n, v in line.items() if n not in ('wav', 'audio', 'words', 'augment')}
         rows.append(known | dict(id=k, text=utt.text, voice=utt.voice, n_frames12=len(arrays['word'][-1]),
-                                 seconds=round(utt.seconds, 3), augmented=bool(line.get('augment'))))
+                                 seconds=round(utt.seconds, 3), augmented=bool(line.get('augment')),
+                                 recorded='audio' in line))
     for name, xs in arrays.items(): np.concatenate(xs or [np.empty(0, ARRAYS[name][1])]).tofile(tmp/name)
     (tmp/'rows.json').write_text(json.dumps(dict(rows=rows, drops=drops)))
     tmp.rename(folder)
@@ -546,7 +600,9 @@ def make_part(
 # %% ../../nbs/31_speech.ipynb #d90f917a
 def _key(lines, first, seed): # names a part by its content
     digest = lambda wav: hashlib.sha1(np.asarray(wav, np.float32).tobytes()).hexdigest()
-    plain = [l | dict(wav=digest(l['wav'])) if 'wav' in l else l for l in lines]
+    of_file = lambda p: hashlib.sha1(Path(p).read_bytes()).hexdigest() if Path(p).is_file() else ''
+    plain = [l | ({'wav': digest(l['wav'])} if 'wav' in l else {'audio': of_file(l['audio'])} if 'audio' in l else {})
+             for l in lines]
     return hashlib.sha1(json.dumps([1, first, seed, plain], sort_keys=True).encode()).hexdigest()[:12]
 
 def _write(parts, out, key, notes): # join finished parts into the store, delete them, describe it
@@ -583,18 +639,23 @@ def datasheet(
         groups = {}
         for r in rows: groups.setdefault(str(r.get(key)), []).append(r)
         return {k: dict(utterances=len(g), hours=hours(g), texts=texts(g)) for k, g in sorted(groups.items())}
+    own = [r for r in rows if r.get('recorded')]
+    lent = [dict(name='recordings', licence=l, credit='see the manifest they came from')
+            for l in sorted({str(r.get('licence', 'not stated')) for r in own})]
     return dict(utterances=len(rows), hours=hours(rows), texts=texts(rows), augmented=sum(r['augmented'] for r in rows),
+                recorded=len(own),
                 split=table('split'), kind=table('kind'), voice=table('voice'), test_voices=sorted(TEST_VOICES),
-                sources=SPEECH_SOURCES, dropped_examples=drops[:20],
-                dropped=dict(Counter(d['why'].split(':')[0] for d in drops)))
+                sources=[*(SPEECH_SOURCES if not own or len(own) < len(rows) else []), *lent],
+                dropped_examples=drops[:20], dropped=dict(Counter(d['why'].split(':')[0] for d in drops)))
 
 # %% ../../nbs/31_speech.ipynb #27a336ff
 def datasheet_markdown(
     sheet:dict, # from `datasheet`
 ) -> str:
     "The same for a reader."
-    out = ['# Datasheet: made speech', '', f"{sheet['utterances']:,} utterances, {sheet['hours']} hours, "
-           f"{sheet['texts']:,} different texts; {sheet['augmented']:,} augmented.", '', 'Nobody was recorded.', '']
+    out = ['# Datasheet: speech', '', f"{sheet['utterances']:,} utterances, {sheet['hours']} hours, "
+           f"{sheet['texts']:,} different texts; {sheet['augmented']:,} augmented.", '',
+           f"{sheet['recorded']:,} were recorded." if sheet['recorded'] else 'Nobody was recorded.', '']
     for key in ('split', 'kind', 'voice'):
         out += [f'| {key} | utterances | hours | texts |', '|---|---|---|---|']
         out += [f"| {k} | {v['utterances']:,} | {v['hours']} | {v['texts']:,} |" for k, v in sheet[key].items()] + ['']

@@ -84,13 +84,14 @@ class Workshop:
         dictate:bool=True, # may the tokenizer learn transcripts through the language model?
         packed:int=0, # positions of a packed row; 0 = batches of rows of similar length
         progress:bool=True, # show bars?
-        accumulate:int=1, # batches per step
+        accumulate:int=1, tasks:dict|None=None, # batches per step; further tasks, e.g. of `data.own.lessons`
         how:str='none', precision:str='fp32', checkpointing:bool=False, # see `parallelize`
     ):
         self.model, self.proc, self.world, self.store, self.seed = model, processor, world, store, seed
         self.tokens, self.frames, self.codes, self.keep = tokens, frames, None, keep
         self.dictate, self.progress, self.packed = dictate, progress and not rank(), packed
-        self.accumulate, self.parallel = accumulate, dict(how=how, precision=precision, checkpointing=checkpointing)
+        self.tasks, self.accumulate = tasks or {}, accumulate
+        self.parallel = dict(how=how, precision=precision, checkpointing=checkpointing)
         if how == 'fsdp2': shard(model, precision=precision)  # before an optimiser sees the weights
 
     def encode(self) -> None:
@@ -132,7 +133,7 @@ class Workshop:
         if stage.kind == 'flow': return SoundBatches(self.store, self.frames, keep=heart, arrays=mel, seed=seed)
         long = lambda r: heart(r) and r['n_frames12'] >= 10 and not r.get('augmented')
         if stage.kind == 'vocoder': return SoundBatches(self.store, 120, 10, long, ('mel24', 'wav', 'f0'), seed)
-        mix = Mixture(bind(self.material()), stage.mixture, self.seed, rank(), world_size())
+        mix = Mixture(bind(self.material()) | self.tasks, stage.mixture, self.seed, rank(), world_size())
         if self.packed: return Ahead(Packed(mix, self.packed, max(1, self.tokens//self.packed)))
         return Ahead(Batches(mix, self.tokens))
 
