@@ -204,6 +204,22 @@ def train(
     if card and os.environ.get('RANK', '0') == '0': report(model=Path(model or out), out=out/'report', world=world)
 
 @app.command()
+def ablate(
+    name:Annotated[Optional[str], typer.Argument(help='an experiment; without it they are listed')]=None,
+    seeds:Annotated[int, typer.Option(min=1, help='runs of each arm')]=3,
+    budget:Annotated[Optional[str], typer.Option(help='training of one arm with one seed: 4m; default: its own')]=None,
+    out:Annotated[Optional[Path], typer.Option(help='folder of the runs; the results lie beside it')]=None,
+    world:World=WorldSize.small,
+    cases:Annotated[int, typer.Option(min=4, help='held-out cases per metric')]=120,
+):
+    "Run an experiment of several arms and seeds, from wherever it stands."
+    from omni_lite.evaluate.ablate import EXPERIMENTS, ablate_command, markdown
+    if name is None:
+        for e in EXPERIMENTS.values(): print(f'{e.name}: {e.question}')
+        return
+    print(markdown(ablate_command(name, seeds, parse_budget(budget) if budget else None, out, world.value, cases)))
+
+@app.command()
 def report(
     model:Model=None,
     out:Annotated[Path, typer.Option(help='folder for report.md, report.json and report.png')]=Path('runs/report'),
