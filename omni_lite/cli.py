@@ -272,10 +272,26 @@ def inspect(
     inspect_command(files=files, model=model, preset=preset, tokens=tokens, frames=frames)
 
 @app.command()
-def plan(preset:Annotated[str, typer.Argument(help='nano, lite or 7b')]='nano'):
-    "Say how many parameters each part of a preset has and what memory it needs."
+def plan(
+    preset:Annotated[str, typer.Argument(help='nano, lite or 7b')]='nano',
+    devices:Annotated[int, typer.Option(help='how many')]=1,
+    device:Annotated[Optional[str], typer.Option(help='h100, h200, a100, rtx4090, l4, mi300x or cpu; default: cpu for '
+                                                      'nano, h100 for more')]=None,
+    parallel:Annotated[str, typer.Option(help='none, ddp or fsdp2')]='none',
+    precision:Annotated[str, typer.Option(help='fp32 or bf16')]='fp32',
+    checkpointing:Annotated[bool, typer.Option('--checkpointing', help='compute blocks again in the backward pass')]=False,
+    stage:Annotated[Optional[str], typer.Option(help='one stage, with where its memory goes')]=None,
+    tokens:Annotated[float, typer.Option(help='to train on in each stage, like 1e9; default: as the recipe says')]=0.,
+    rows:Annotated[int, typer.Option(help='rows of a batch on one device; default: as the recipe says')]=0,
+    context:Annotated[int, typer.Option(help='positions of a row; default: as the recipe says')]=0,
+    accumulate:Annotated[int, typer.Option(help='batches per step')]=1,
+    measure:Annotated[bool, typer.Option('--measure', help='run real steps of nano here, beside the computed ones')]=False,
+):
+    "Say what a preset weighs and what each stage of its training takes: trainable weights, memory, tokens, time."
     from omni_lite.plan import plan_command
-    plan_command(preset=preset)
+    plan_command(preset=preset, devices=devices, device=device, parallel=parallel, precision=precision,
+                 checkpointing=checkpointing, stage=stage, tokens=tokens, rows=rows, context=context, accumulate=accumulate,
+                 measure=measure)
 
 @app.command()
 def bench(

@@ -50,6 +50,7 @@ def codec_stages(
     from dataclasses import replace
     from omni_lite.train.stages import recipe
     rows = [s for s in recipe(preset) if s.name in STAGES]
+    if not rows: raise ValueError(f'the recipe of {preset} takes its codec as given: train the codec of nano or lite.')
     total = sum(s.share for s in rows)
     return [replace(s, share=s.share/total) for s in rows]
 

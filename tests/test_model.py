@@ -90,7 +90,7 @@ def test_frozen_parts_do_not_move_and_trained_ones_do(parts, name):
 
 def test_recipe_shares_and_unknown_preset():
     assert abs(sum(s.share for s in recipe()) - 1) < 1e-9 and abs(sum(s.share for s in recipe(shipped=True)) - 1) < 1e-9
-    with pytest.raises(ValueError, match='no recipe'): recipe('7b')
+    with pytest.raises(ValueError, match='no recipe'): recipe('70b')
 
 def test_a_folder_that_does_not_fit_is_refused(parts, tmp_path):
     m, proc = parts

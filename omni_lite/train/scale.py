@@ -302,17 +302,22 @@ def _parts(opt): # the optimisers inside ours or accelerate's
     if opt is None: return []
     return list(getattr(opt, 'parts', [opt]))
 
-# %% ../../nbs/37_scale.ipynb #d70c9a6c
+# %% ../../nbs/37_scale.ipynb #6ff058c9
 def _alone(): return not dist.is_initialized() or dist.get_world_size() == 1
+
 def rank() -> int: # 0 where there is one process
     "The number of this process."
     return 0 if _alone() else dist.get_rank()
+
 def world_size() -> int: # 1 where there is one process
     "How many processes learn together."
     return 1 if _alone() else dist.get_world_size()
+
+# %% ../../nbs/37_scale.ipynb #41fdd683
 def wait_for_all() -> None:
     "Go on when every process has come here."
     if not _alone(): dist.barrier()
+
 def gather(x:object) -> list: # of this process, picklable -> one per process, the same list everywhere
     "What every process holds."
     if _alone(): return [x]

@@ -22,19 +22,20 @@ from ..text import SEE, train_tokenizer
 from ..data.world import World
 from ..data.speech import SpeechStore
 from ..data.mixture import Ahead, Batches, Mixture, Packed
-from ..data.tasks import Material, bind, encode_store
+from ..data.tasks import Material, TASKS, bind, encode_store
 from ..audio.mel import VOICE_RATE, load_sound, voice_mel
 from ..data.pictures import render_picture
 from ..omni.model import OmniForCausalLM, look_back, start_shallow
 from ..omni.voice import Voice
 import omni_lite.omni.generate  # gives the model generate, transcribe and say
 from ..omni.processor import OmniProcessor
-from .stages import Stage, recipe, freeze, rate
+from .stages import Stage, check_sets, freeze, limits, rate, recipe
 from .scale import (agree, gather, load_sharded, parallelize, rank, save_sharded, save_whole, shard,
                                    start_processes, wait_for_all, world_size)
 from .checkpoint import Checkpoints
 from .watch import Watch, books_in_use, by_sense
-from .codec import (SoundBatches, TokenizerObjective, FlowObjective, VocoderObjective, seed_embedding,
+from .codec import (SoundBatches, TokenizerObjective, FlowObjective, VocoderObjective, GANObjective,
+                                   seed_embedding,
                                    set_statistics)
 
 # %% ../../nbs/36_trainer.ipynb #49738406
@@ -94,48 +95,60 @@ class Workshop:
         self.parallel = dict(how=how, precision=precision, checkpointing=checkpointing)
         if how == 'fsdp2': shard(model, precision=precision)  # before an optimiser sees the weights
 
-    def encode(self) -> None:
-        "Codes of the whole store by the present tokenizer, from the file where it is there."
-        if self.keep and rank(): wait_for_all()  # the first process writes them
-        if self.keep and self.keep.exists(): self.codes = np.load(self.keep)
-        else: self._encode()
-        if self.keep and not rank(): wait_for_all()
+# %% ../../nbs/36_trainer.ipynb #839cbce1
+@patch
+def encode(self:Workshop) -> None:
+    "Codes of the whole store by the present tokenizer, from the file where it is there."
+    if self.keep and rank(): wait_for_all()  # the first process writes them
+    if self.keep and self.keep.exists(): self.codes = np.load(self.keep)
+    else: self._encode()
+    if self.keep and not rank(): wait_for_all()
 
-    def _encode(self):
-        was = self.model.tokenizer.training
-        self.codes = encode_store(self.model.tokenizer.eval(), self.store, self.progress)
-        self.model.tokenizer.train(was)
-        if self.keep: np.save(self.keep, self.codes)
+@patch
+def _encode(self:Workshop):
+    was = self.model.tokenizer.training
+    self.codes = encode_store(self.model.tokenizer.eval(), self.store, self.progress)
+    self.model.tokenizer.train(was)
+    if self.keep: np.save(self.keep, self.codes)
 
-    def forget_codes(self) -> None:
-        "The tokenizer changed."
-        self.codes = None
-        if self.keep and not rank(): self.keep.unlink(missing_ok=True)
+# %% ../../nbs/36_trainer.ipynb #432f4985
+@patch
+def forget_codes(self:Workshop) -> None:
+    "The tokenizer changed."
+    self.codes = None
+    if self.keep and not rank(): self.keep.unlink(missing_ok=True)
 
-    def material(self, split='train') -> Material:
-        "The world with the codes of the present tokenizer."
-        if self.codes is None and self.store is not None and self.model.tokenizer.rvq.books[0].started: self.encode()
-        return Material(self.world, self.proc, self.store if self.codes is not None else None, self.codes, split)
+@patch
+def material(self:Workshop, split:str='train') -> Material: # 'test' for what is held out
+    "The world with the codes of the present tokenizer."
+    if self.codes is None and self.store is not None and self.model.tokenizer.rvq.books[0].started: self.encode()
+    return Material(self.world, self.proc, self.store if self.codes is not None else None, self.codes, split)
 
-    def objective(self, stage:Stage) -> nn.Module:
-        "What a stage minimises."
-        m, tok = self.model, self.proc.tok
-        make = dict(lm=lambda: LMObjective(m), eye=lambda: EyeObjective(m, tok.convert_tokens_to_ids(SEE[1])),
-                    tokenizer=lambda: TokenizerObjective(m.tokenizer, m.llm if self.dictate else None, tok, m.cfg.loss),
-                    flow=lambda: FlowObjective(m.flow, m.tokenizer), vocoder=lambda: VocoderObjective(m.vocoder))
-        return make[stage.kind]()
+# %% ../../nbs/36_trainer.ipynb #8dccf734
+@patch
+def objective(self:Workshop, stage:Stage) -> nn.Module:
+    "What a stage minimises."
+    m, tok = self.model, self.proc.tok
+    make = dict(lm=lambda: LMObjective(m), eye=lambda: EyeObjective(m, tok.convert_tokens_to_ids(SEE[1])),
+                tokenizer=lambda: TokenizerObjective(m.tokenizer, m.llm if self.dictate else None, tok, m.cfg.loss),
+                flow=lambda: FlowObjective(m.flow, m.tokenizer), vocoder=lambda: VocoderObjective(m.vocoder),
+                gan=lambda: GANObjective(m.vocoder, m.flow, m.tokenizer))
+    return make[stage.kind]()
 
-    def data(self, stage:Stage):
-        "Batches of a stage."
-        mel, seed = ('mel16', 'mel24'), self.seed + 1000*rank()  # each process hears something else
-        heart = lambda r: r.get('voice') == 'heart' and r['kind'] != 'sound'
-        if stage.kind == 'tokenizer': return SoundBatches(self.store, self.frames, seed=seed)
-        if stage.kind == 'flow': return SoundBatches(self.store, self.frames, keep=heart, arrays=mel, seed=seed)
-        long = lambda r: heart(r) and r['n_frames12'] >= 10 and not r.get('augmented')
-        if stage.kind == 'vocoder': return SoundBatches(self.store, 120, 10, long, ('mel24', 'wav', 'f0'), seed)
-        mix = Mixture(bind(self.material()) | self.tasks, stage.mixture, self.seed, rank(), world_size())
-        if self.packed: return Ahead(Packed(mix, self.packed, max(1, self.tokens//self.packed)))
-        return Ahead(Batches(mix, self.tokens))
+# %% ../../nbs/36_trainer.ipynb #6acee56d
+@patch
+def data(self:Workshop, stage:Stage) -> 'SoundBatches|Ahead': # the row; batches without end, with a state
+    "Batches of a stage."
+    mel, seed = ('mel16', 'mel24'), self.seed + 1000*rank()  # each process hears something else
+    heart = lambda r: r.get('voice') == 'heart' and r['kind'] != 'sound'
+    if stage.kind == 'tokenizer': return SoundBatches(self.store, self.frames, seed=seed)
+    if stage.kind == 'flow': return SoundBatches(self.store, self.frames, keep=heart, arrays=mel, seed=seed)
+    long = lambda r: heart(r) and r['n_frames12'] >= 10 and not r.get('augmented')
+    if stage.kind == 'gan': return SoundBatches(self.store, 60, 15, long, (*mel, 'wav', 'f0'), seed)
+    if stage.kind == 'vocoder': return SoundBatches(self.store, 120, 10, long, ('mel24', 'wav', 'f0'), seed)
+    mix = Mixture(bind(self.material()) | self.tasks, stage.mixture, self.seed, rank(), world_size())
+    if n := stage.context or self.packed: return Ahead(Packed(mix, n, max(1, self.tokens//n)))
+    return Ahead(Batches(mix, self.tokens))
 
 # %% ../../nbs/36_trainer.ipynb #aafd17ef
 def is_hidden(
@@ -444,12 +457,13 @@ def run_recipe(
     acc:'Accelerator|None'=None, every:float=60., # see `tracked`; seconds between two savings
 ) -> list: # one dict per stage: name, losses, text_loss, warnings
     "All stages in order; goes on where the state in `out` stopped."
-    kept = RunFolder(shop, out)
+    check_sets(stages, {**TASKS, **shop.tasks}); kept = RunFolder(shop, out)
     s = kept.load()
     results, watch = s['results'], Watch()
     for r in results: watch.after(r['stage'], r['text_loss'])
     for i, stage in list(enumerate(stages))[s['index']:]:
-        run = StageRun(shop, stage, seconds * stage.share, steps, acc)
+        end = limits(stage, seconds, steps, shop.tokens * shop.accumulate * world_size())
+        run = StageRun(shop, stage, **end, accelerator=acc)
         if s['run']: kept.resume(run, s['run']); s['run'] = None
         def keep(run, i=i): kept.save(i, results, run)
         losses = run_stage(run, out/'log.jsonl' if out else None, keep if out else None, every, watch)
@@ -516,6 +530,8 @@ def train_command(
     accumulate:int=1, # batches per step
 ) -> Path: # folder with the model
     "Train all stages within a budget and write the model."
+    if preset in ('lite', '7b') and not start:
+        raise ValueError(f'{preset} starts from trained parts: join them with omni_lite.omni.parts, then name them in --from')
     device, out = start_processes(), Path(out)
     if world_size() > 1 and parallel == 'none':
         raise ValueError(f'{world_size()} processes would each train a model of their own: add --parallel ddp or fsdp2')
