@@ -531,7 +531,7 @@ def train_command(
 ) -> Path: # folder with the model
     "Train all stages within a budget and write the model."
     if preset in ('lite', '7b') and not start:
-        raise ValueError(f'{preset} starts from trained parts: join them with omni_lite.omni.parts, then name them in --from')
+        raise ValueError(f'{preset} starts from trained parts: assemble them (omni.parts) and call run_recipe')
     device, out = start_processes(), Path(out)
     if world_size() > 1 and parallel == 'none':
         raise ValueError(f'{world_size()} processes would each train a model of their own: add --parallel ddp or fsdp2')
