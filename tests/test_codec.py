@@ -439,7 +439,7 @@ def test_train_with_a_frozen_language_model(store, tmp_path):
 
 @pytest.mark.parametrize('args,says', [
     (['--budget', '15'], 'not a budget of time'), (['--llm', '/nowhere'], '/nowhere'), (['--resume', '--out', '/nowhere'], 'nothing to resume'),
-    (['--world', 'big'], 'small or full'), (['--preset', '7b'], "no recipe for '7b'")])
+    (['--world', 'big'], 'small or full'), (['--preset', '7b'], "the recipe of 7b takes its codec as given")])
 def test_train_asked_wrongly(capsys, monkeypatch, tmp_path, args, says):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('omni_lite.train.trainer.world_store', lambda *a: pytest.fail('built a world before it looked'))
