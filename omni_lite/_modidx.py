@@ -922,8 +922,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'omni_lite.evaluate.checkup.text': ('checkup.html#text', 'omni_lite/evaluate/checkup.py'),
                                             'omni_lite.evaluate.checkup.text_kept': ( 'checkup.html#text_kept',
                                                                                       'omni_lite/evaluate/checkup.py'),
-                                            'omni_lite.evaluate.checkup.text_loss': ( 'checkup.html#text_loss',
-                                                                                      'omni_lite/evaluate/checkup.py'),
                                             'omni_lite.evaluate.checkup.through_codes': ( 'checkup.html#through_codes',
                                                                                           'omni_lite/evaluate/checkup.py'),
                                             'omni_lite.evaluate.checkup.together': ( 'checkup.html#together',

@@ -29,8 +29,8 @@ Model = Annotated[Optional[Path], typer.Option(help='folder of a checkpoint; def
 # ---- what a user may type wrong
 
 EXTRAS = dict(gradio='apps', imageio_ffmpeg='apps', jupyterlab='notebooks', matplotlib='notebooks', ipywidgets='notebooks',
-              onnxruntime='data', onnx='data', webdataset='data', py3langid='clean', faster_whisper='judge', jiwer='judge', pystoi='judge', lm_eval='eval', nbdev='dev',
-              playwright='dev')
+              onnxruntime='data', onnx='data', webdataset='data', py3langid='clean', faster_whisper='judge',
+              jiwer='judge', pystoi='judge', lm_eval='eval', nbdev='dev', playwright='dev')
 
 def parse_budget(
     text:str, # '15m', '3h', '900s', '1h30m'
@@ -199,8 +199,9 @@ def train(
     begin = _checkpoint(None) if start == 'shipped' else _folder(Path(start), 'a checkpoint to start from') if start else None
     if resume and not out.is_dir(): raise FileNotFoundError(f'{out} does not exist, so there is nothing to resume: leave --resume out.')
     from omni_lite.train.trainer import train_command
-    model = train_command(preset=preset, budget=seconds, world=world.value, start=begin, out=out, resume=resume, seed=seed, track=track,
-                          parallel=parallel, precision=precision, checkpointing=checkpointing, accumulate=accumulate)
+    model = train_command(preset=preset, budget=seconds, world=world.value, start=begin, out=out, resume=resume, seed=seed,
+                          track=track, parallel=parallel, precision=precision, checkpointing=checkpointing,
+                          accumulate=accumulate)
     if card and os.environ.get('RANK', '0') == '0': report(model=Path(model or out), out=out/'report', world=world)
 
 @app.command()

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -221,12 +222,9 @@ class _Words: # a text tokenizer for which every sentence has twelve tokens
 
 # ---- one step, with numbers or without
 
-def _objective(m, kind): # what a stage minimises, see `Workshop.objective`
-    from omni_lite.train.codec import FlowObjective, TokenizerObjective, VocoderObjective
-    from omni_lite.train.trainer import EyeObjective, LMObjective
-    return dict(lm=lambda: LMObjective(m), eye=lambda: EyeObjective(m, 1), flow=lambda: FlowObjective(m.flow, m.tokenizer),
-                tokenizer=lambda: TokenizerObjective(m.tokenizer, m.llm, _Words(), m.cfg.loss),
-                vocoder=lambda: VocoderObjective(m.vocoder))[kind]()
+def _objective(m, stage): # what the trainer minimises, with a text tokenizer that has no text
+    from omni_lite.train.trainer import Workshop
+    return Workshop(m, SimpleNamespace(tok=_Words()), None, None).objective(stage)
 
 def _trained(m, objective, stage): # parameters, those of the objective's own included
     from omni_lite.train.stages import melt
@@ -315,7 +313,7 @@ def shadow_step(
     from omni_lite.train.scale import CODEC, checkpoint_blocks
     cfg, sh = cfg or get_preset(preset), Shadow(); _check_codec(cfg, stage)
     sharded, low = setup.parallel == 'fsdp2' and stage.kind in ('lm', 'eye'), setup.precision == 'bf16'
-    with torch.device('meta'): m = OmniForCausalLM(cfg); objective = _objective(m, stage.kind)
+    with torch.device('meta'): m = OmniForCausalLM(cfg); objective = _objective(m, stage)
     memo = {}
     for name, part in m.named_children():
         shadow_of(part, sh.fake, torch.bfloat16 if sharded and low and name not in CODEC else None, memo)
@@ -415,7 +413,7 @@ def _real(preset, stage): # the same step with numbers
     from omni_lite.omni.model import OmniForCausalLM
     from omni_lite.train.trainer import MuonAdamW
     torch.manual_seed(0); cfg = get_preset(preset)
-    m = OmniForCausalLM(cfg); objective = _objective(m, stage.kind)
+    m = OmniForCausalLM(cfg); objective = _objective(m, stage)
     params, batch = _trained(m, objective, stage), _batch(cfg, preset, stage, Setup())[0]
     held = {id(t.untyped_storage()): t.untyped_storage().nbytes() for t in
             [*m.parameters(), *m.buffers(), *objective.parameters(), *(v for v in batch.values() if isinstance(v, torch.Tensor))]}

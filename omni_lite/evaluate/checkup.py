@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHECKS', 'SENTENCES', 'MISSING', 'Finding', 'Check', 'check', 'examine', 'finite', 'say_frames', 'sound', 'Patient',
            'through_codes', 'at_rest', 'variety', 'in_use', 'mel_off', 'codec', 'noise_knows', 'fresh_noise', 'vocoder',
-           'pitch_track', 'whisper', 'robot', 'step_losses', 'in_step', 'ends', 'packed', 'text_loss', 'text',
-           'text_kept', 'by_sense', 'together', 'patient', 'checkup']
+           'pitch_track', 'whisper', 'robot', 'step_losses', 'in_step', 'ends', 'packed', 'text', 'text_kept',
+           'by_sense', 'together', 'patient', 'checkup']
 
 # %% ../../nbs/45_checkup.ipynb #32300388
 import json, random
@@ -25,7 +25,7 @@ from ..audio.mel import EAR_RATE, VOICE_RATE, load_sound, pad_tokens, voice_mel,
 from ..audio.rvq import usage
 from ..data.interleave import chat_row, tts_row
 from ..data.mixture import collate_packed
-from ..data.tasks import Material, bind
+from ..data.tasks import Material
 from ..data.world import World
 from .judge import normal
 from ..omni.generate import Conversation
@@ -35,6 +35,7 @@ from ..omni.processor import OmniProcessor
 from ..omni.rows import collate
 from ..paths import shipped
 from ..text import ALOUD, ASSISTANT, SAY, SPEAK, USER
+from ..train.trainer import text_loss
 from ..train.watch import answered, text_rose
 
 # %% ../../nbs/45_checkup.ipynb #4d21bfe4
@@ -95,9 +96,9 @@ def say_frames(
         c.queue(x)
     return [(torch.stack(o) if o else none, s.over) for o, s in zip(out, streams)]
 
-# %% ../../nbs/45_checkup.ipynb #458b0c23
+# %% ../../nbs/45_checkup.ipynb #5a456cf4
 def _asked(proc, text):  # the row after which speech begins
-    b = proc.builder.clear().tag(USER).text(f'{SAY} {text}').tag(ALOUD).tag(ASSISTANT).text(text)
+    b = proc.builder.tag(USER).text(f'{SAY} {text}').tag(ALOUD).tag(ASSISTANT).text(text)
     return b.tag(SPEAK[0]).done()
 
 # %% ../../nbs/45_checkup.ipynb #753f932b
@@ -291,14 +292,6 @@ def packed(p:'Patient') -> tuple: # ok, largest difference in standard deviation
         alone = [p.model.hidden(_move(collate([r]), p.model))[0] for r in rows]
     off = max((a - b).abs().max() / a.std() for a, b in zip(h, alone)).item()
     return off < .01, off, .01, f'states differ by {off:.1g} of their spread when rows are packed'
-
-# %% ../../nbs/45_checkup.ipynb #c029efd1
-@torch.no_grad()
-def text_loss(p:'Patient', n:int=48) -> float: # rows -> nats per token
-    "Loss on held-out plain questions and answers."
-    task, rng = bind(Material(p.world, p.proc, split='test'))['text'], random.Random(1)
-    batch = collate([task(rng) for _ in range(n)])
-    return p.model.losses(_move(batch, p.model))['text'].item()
 
 # %% ../../nbs/45_checkup.ipynb #c10acf1b
 @check('text', 'mix 40 % of plain text into every stage that trains the language model', 'world')

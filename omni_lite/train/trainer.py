@@ -394,9 +394,10 @@ def text_loss(
     n:int=48, # rows
 ) -> float: # nats per token
     "Loss on held-out plain questions and answers: what forgetting is measured by."
+    from accelerate.utils import send_to_device
     from omni_lite.data.mixture import collate
     tasks, rng = bind(Material(shop.world, shop.proc, split='test')), random.Random(1)
-    batch = collate([tasks['text'](rng) for _ in range(n)])
+    batch = send_to_device(collate([tasks['text'](rng) for _ in range(n)]), shop.model.device)
     run = shop.model.eval().__dict__.get('root', lambda f, b: f(b))  # shards meet inside their root
     with torch.no_grad(): return run(shop.model.losses, batch)['text'].item()
 

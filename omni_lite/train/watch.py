@@ -48,7 +48,8 @@ def answered(
     model:'OmniForCausalLM', rows:list, # in eval mode; of Row, with text labels
 ) -> float: # share of rows
     "Rows whose whole written answer is the likeliest, token by token."
-    y = (batch := collate(rows))['labels'][:, 1:]  # (n, T - 1)
+    from accelerate.utils import send_to_device
+    y = (batch := send_to_device(collate(rows), model.device))['labels'][:, 1:]  # (n, T - 1)
     right = (model.llm.lm_head(model.hidden(batch)[:, :-1]).argmax(-1) == y) | (y < 0)
     return right.all(1).float().mean().item()
 
