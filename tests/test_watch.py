@@ -51,7 +51,7 @@ def test_answered_counts_rows_that_are_right_at_every_token(parts):
             y = batch['labels'].roll(-1, 1).clamp(min=0)
             y[1, (batch['labels'][1] >= 0).nonzero()[0, 0] - 1] += 1
             return torch.nn.functional.one_hot(y, 900).float()
-    k = Knows(); k.llm = torch.nn.Module(); k.llm.lm_head = torch.nn.Identity()
+    k = Knows(); k.device = torch.device('cpu'); k.llm = torch.nn.Module(); k.llm.lm_head = torch.nn.Identity()
     assert answered(k, rows) == pytest.approx(5/6)
     assert set(by_sense(m.eval(), bind(Material(WORLD, proc)), n=2)) == {'text', 'pictures'}  # no speech in this material
 
