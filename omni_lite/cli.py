@@ -214,7 +214,8 @@ def ablate(
     cases:Annotated[int, typer.Option(min=4, help='held-out cases per metric')]=120,
 ):
     "Run an experiment of several arms and seeds, from wherever it stands."
-    from omni_lite.evaluate.ablate import EXPERIMENTS, ablate_command, markdown
+    from omni_lite.evaluate.ablate import markdown
+    from omni_lite.evaluate.experiments import EXPERIMENTS, ablate_command
     if name is None:
         for e in EXPERIMENTS.values(): print(f'{e.name}: {e.question}')
         return
@@ -225,11 +226,12 @@ def report(
     model:Model=None,
     out:Annotated[Path, typer.Option(help='folder for report.md, report.json and report.png')]=Path('runs/report'),
     world:World=WorldSize.small,
+    html:Annotated[bool, typer.Option('--html', help='also report.html: answers to listen to, and where their time went')]=False,
 ):
     "Write the report card of a checkpoint."
     at = _checkpoint(model)
     from omni_lite.evaluate.report import report_command
-    report_command(model=at, out=out, world=world.value)
+    report_command(model=at, out=out, world=world.value, html=html)
 
 @app.command()
 def world(

@@ -89,6 +89,7 @@ class HeadConfig:
     layers:int = 3; num_heads:int = 4 # blocks and heads
     ffn_dim:int = 256 # per position: every level has its own feed-forward weights
     kind:str = 'depth' # 'depth', or for comparison 'parallel' and 'delay' (notebook 21a)
+    block:int = 0 # block of the language model whose output is read; 0 = the last, as the reference
     official:bool = False # the released head: its norm sits on the stream, unused biases are kept
 
 # %% ../nbs/00a_config.ipynb #a3900138
@@ -123,6 +124,7 @@ class LossConfig:
     warm:float = .06; full:float = .35 # share of the stage without codes; share after which all samples use them
     text:float = 1.; audio:float = 1. # next token; next frame
     align:float = .3 # the word in progress at heard and spoken frames
+    distil:float = 1. # what the model would say to the same words in writing, where a row has them
 
 # %% ../nbs/00a_config.ipynb #0065383d
 @dataclass(frozen=True)

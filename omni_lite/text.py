@@ -6,8 +6,9 @@
 __all__ = ['EOS', 'SYS', 'USER', 'ASSISTANT', 'HEAR', 'SEE', 'FRAME', 'ALOUD', 'SPEAK', 'TRANSCRIBE', 'SAY', 'SPECIALS',
            'train_tokenizer', 'wrap_tokenizer', 'token_ids', 'tag_ids', 'encode_text', 'word_ids']
 
-# %% ../nbs/20_text.ipynb #77e7b0f7
+# %% ../nbs/20_text.ipynb #41124e5d
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from .config import TokenIds
 
@@ -61,14 +62,17 @@ def tag_ids(
     i = ids
     return dict(zip(SPECIALS, (i.end, i.system, i.user, i.assistant, *i.hear, *i.see, i.frame, i.aloud, *i.speak)))
 
-# %% ../nbs/20_text.ipynb #fb773434
+# %% ../nbs/20_text.ipynb #5625978a
+@lru_cache(2**14)
+def _ids(tok, text): return tuple(tok.encode(text, add_special_tokens=False))  # a small world repeats itself
+
 def encode_text(
     tok:'PreTrainedTokenizerFast', # text tokenizer
     text:str, # anything a person wrote
 ) -> list: # token ids, none of them special
     "Token ids of plain text; tags inside it are treated as letters."
     for s in SPECIALS: text = text.replace(s, s.replace('<', '< '))
-    return tok.encode(text, add_special_tokens=False)
+    return list(_ids(tok, text))
 
 # %% ../nbs/20_text.ipynb #d7421ff3
 def word_ids(
@@ -76,4 +80,4 @@ def word_ids(
     words:list, # words in the order they are spoken
 ) -> list: # first token id of each word
     "The first token of each word, as it appears inside a sentence."
-    return [tok.encode(' ' + w.strip('.,?!'), add_special_tokens=False)[0] for w in words]
+    return [_ids(tok, ' ' + w.strip('.,?!'))[0] for w in words]

@@ -1,6 +1,7 @@
-"Pictures and clips that the tests of the eye make for themselves."
+"Pictures, clips and voices that the tests make for themselves, and a reader of pages."
 import io
 from fractions import Fraction
+from html.parser import HTMLParser
 import av
 import numpy as np
 from PIL import Image
@@ -36,3 +37,30 @@ def write_clip(path, shades, rate=4, size=(64, 48), turn=0, tone=0., pts=None, c
             while c := fifo.read(1024, partial=True): f.mux(a.encode(c))
             f.mux(a.encode())
     return path
+
+def beeper(text, voice='heart', speed=1., seed=0):
+    "A stand-in voice: each word is a beep of 0.2 s whose pitch depends on its length."
+    from omni_lite.data.speech import Utterance
+    words = text.split()
+    wav = .2*np.concatenate([np.sin(2*np.pi*100*(1 + len(w))*np.arange(4800)/24000) for w in words])
+    wav += 1e-4*np.random.default_rng(seed).standard_normal(len(wav))
+    marks = [(w, .2*i, .2*i + .2) for i, w in enumerate(words)]
+    return Utterance(text, wav.astype(np.float32), voice, marks, [('ɑ', a, b) for _, a, b in marks], np.full(len(wav)//300, 150., np.float32))
+
+def beeps(folder, texts=('the red cat is on the left side', 'two dogs and a big ball are here')):
+    "A store in which these texts are beeped, for training and held out."
+    from omni_lite.data.speech import build_speech
+    lines = [dict(text=t, voice='heart', kind='answer', split=s) for s in ('train', 'test') for t in texts]
+    return build_speech(lines, folder, 0, False, speaker=beeper)
+
+class Page(HTMLParser):
+    "Tags and text of a page; one that loads anything from elsewhere is refused."
+    def __init__(self, text):
+        super().__init__(); self.tags, self.data = [], ''
+        self.feed(text)
+        for tag, a in self.tags:
+            assert tag != 'script' and 'href' not in a and a.get('src', 'data:').startswith('data:'), (tag, a)
+            if tag in ('audio', 'img'): assert a.get('aria-label') or a.get('alt'), (tag, a)
+    def handle_starttag(self, tag, attrs): self.tags.append((tag, dict(attrs)))
+    def handle_data(self, data): self.data += data
+    def count(self, tag): return sum(t == tag for t, _ in self.tags)

@@ -62,14 +62,15 @@ def muon(how, resume=None, save=None):
     "Four steps of the trainer's optimiser with a rate set from outside; saved after two."
     from omni_lite.train.trainer import MuonAdamW
     m = model(dim=64); run = S.parallelize(m, how)  # wide enough for Muon
-    opt, log = MuonAdamW([dict(params=list(m.parameters()), lr=1e-3)]), []
+    alike = dict(hands=S.world_size(), me=S.rank()) if how == 'ddp' else {}
+    params = list(m.parameters()); opt, log = MuonAdamW([dict(params=params, lr=1e-3)], **alike), []
     assert len(opt.parts) == 2
     if resume: step(run, list(m.parameters()), opt, 9); S.load_sharded(resume, m, opt)  # over what another step left
     for i in range(2 if resume else 0, 4):
         for g in opt.param_groups: g['lr'] = g['base'] * .5**i
-        log.append(step(run, [p for g in opt.param_groups for p in g['params']], opt, i)['loss'])
+        log.append(step(run, params, opt, i)['loss'])
         if save and i == 1: S.save_sharded(save, m, opt)
-    return log
+    return log, m, opt
 
 def stages(how, precision='fp32'):
     "Two stages on one model: what moved in each, and the losses."
@@ -135,7 +136,10 @@ def main(out):
         keep(dict(log=log, model=whole(m), same=[a == b for a, b in zip(*box)]), f'{how}.pt')
     keep([r['loss'] for r in train('fsdp2', resume=out/'sharded')[0]], 'resumed.pt')
     keep(stages('fsdp2', 'bf16'), 'stages.pt')
-    keep([muon('fsdp2', save=out/'muon'), muon('fsdp2', resume=out/'muon')], 'muon.pt')
+    keep([muon('fsdp2', save=out/'muon')[0], muon('fsdp2', resume=out/'muon')[0]], 'muon.pt')
+    log, m, opt = muon('ddp'); all_of = S.gather({k: v.clone() for k, v in m.state_dict().items()})
+    keep(dict(log=log, weights=all_of, hands=[len(h) for h in opt.hands], moved=S.gather(sum(map(len, (g['params'] for g in opt.parts[0].param_groups))))),
+         'dealt.pt')
     log, m = train('fsdp2', 2, tie=True)
     tied = m.llm.lm_head.weight is m.llm.get_input_embeddings().weight
     keep(dict(loss=[r['loss'] for r in log], tied=tied), 'tied.pt')

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from made import beeps
 from omni_lite.config import LLMConfig, preset
 from omni_lite.data.world import World
-from omni_lite.evaluate import ablate as A
+from omni_lite.evaluate import ablate as A, experiments as X
 from omni_lite.omni.model import OmniForCausalLM
 from omni_lite.omni.processor import OmniProcessor
 from omni_lite.text import train_tokenizer
 from omni_lite.train.stages import Stage, recipe
 from omni_lite.train.trainer import StageRun, Workshop
+from omni_lite.train.watch import answered
 
 WORLD = World('small')
 TOK = train_tokenizer(l for l, _ in zip(WORLD.corpus(0), range(300)))
@@ -88,27 +90,27 @@ def test_a_budget_in_time_becomes_steps_by_share(tmp_path, monkeypatch):
     assert lab.plan['steps'] == {'lang': 100, '1.2': 50, '2': 150}
 
 def test_unknown_names_are_one_sentence():
-    with pytest.raises(ValueError, match="^no experiment is named 'txt': there are text-ratio, ") as e: A.ablate_command('txt')
+    with pytest.raises(ValueError, match="^no experiment is named 'txt': there are text-ratio, ") as e: X.ablate_command('txt')
     assert '\n' not in str(e.value)
-    with pytest.raises(ValueError, match='0 seeds are none'): A.ablate_command('heads', 0)
+    with pytest.raises(ValueError, match='0 seeds are none'): X.ablate_command('heads', 0)
     with pytest.raises(ValueError, match=r"changes the stages \['9'\], which it does not run"):
         go('nowhere', exp=replace(TOY, arms={'A': A.Arm({'9': {}})}))
 
 def test_pure_text_has_the_wanted_share():
     for r in (0., .2, .6):
         for name in ('1.2', '2.2'):
-            was, mix = A.ROW[name].mixture, A.with_text(A.ROW[name].mixture, r)
-            assert math.isclose(sum(v for k, v in mix.items() if k in A.TEXT), r, abs_tol=1e-9)
+            was, mix = X.ROW[name].mixture, X.with_text(X.ROW[name].mixture, r)
+            assert math.isclose(sum(v for k, v in mix.items() if k in X.TEXT), r, abs_tol=1e-9)
             assert math.isclose(sum(mix.values()), 1., abs_tol=1e-9)
             assert math.isclose(mix['picture']/mix['clip'], was['picture']/was['clip'])
-    assert A.with_text(A.ROW['1.2'].mixture, .4) == pytest.approx(A.ROW['1.2'].mixture)
+    assert X.with_text(X.ROW['1.2'].mixture, .4) == pytest.approx(X.ROW['1.2'].mixture)
 
 def test_the_experiments_differ_only_in_what_they_ask():
-    for exp in A.EXPERIMENTS.values():
+    for exp in X.EXPERIMENTS.values():
         assert not set(exp.metrics) - set(A.METRICS)
         for arm in exp.arms.values():
-            for s in exp.stages_of(arm): assert math.isclose(sum(s.mixture.values()), 1., abs_tol=1e-6), (exp.name, s.name)
-    a, b = (A.EXPERIMENTS['interleaved'].stages_of(x) for x in A.EXPERIMENTS['interleaved'].arms.values())
+            for s in exp.stages_of(arm): assert not s.mixture or math.isclose(sum(s.mixture.values()), 1., abs_tol=1e-6), (exp.name, s.name)
+    a, b = (X.EXPERIMENTS['interleaved'].stages_of(x) for x in X.EXPERIMENTS['interleaved'].arms.values())
     assert [s.trains for s in a] == [s.trains for s in b] and a[2:] == b[2:]
     assert not {'hear', 'say'} & (set(b[0].mixture) | set(b[1].mixture)) and not {'intlv', 'itts'} & set(a[0].mixture)
 
@@ -152,9 +154,9 @@ def test_a_right_answer_counts_whole():
         for r, s in zip(rows, said):
             at = (r.labels >= 0).nonzero()[:, 0]
             r.labels[at] = s[at - 1]; r.ids[at] = s[at - 1]
-    assert p.right(rows) == 1.
+    assert answered(p.model, rows) == 1.
     for r in rows[:1]: at = (r.labels >= 0).nonzero()[-1, 0]; r.labels[at] = (r.labels[at] + 1) % len(TOK)
-    assert p.right(rows) == .75
+    assert answered(p.model, rows) == .75
 
 def test_the_judge_hears_what_was_written(monkeypatch):
     "A scripted model and judge: agreement is the word error rate between text and speech."
@@ -169,9 +171,57 @@ def test_without_speech_its_metrics_are_left_out():
     shop = Workshop(*begin(0), WORLD, None, progress=False)
     assert set(A.measure(shop, tuple(A.METRICS), 4, True)) == {'text loss', 'text right', 'picture loss', 'picture right'}
 
+# ---- experiments on the codec
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory): return beeps(tmp_path_factory.mktemp('store'))
+
+def levels(exp='levels', **kw):
+    arms = {k: A.Arm(config=dict(audio=dict(codebook_sizes=(16,)*n))) for k, n in (('2 levels', 2), ('3 levels', 3))}
+    return A.Experiment(exp, 'how many?', arms, (next(s for s in recipe() if s.name == 'tokenizer'),),
+                        ('dictation loss', 'copy WER', 'mel error', 'copy MOS', 'books in use', 'bits per second'), begin=begin, **kw)
+
+def test_tokenizers_of_any_depth_are_trained_and_judged(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(A, 'fetched', lambda name: None); monkeypatch.setattr(A, 'find_spec', lambda name: None)
+    r = go(tmp_path/'levels', 1, levels(), steps=3, store=store)
+    got = {(x['arm'], x['metric']): x['value'] for x in r['rows']}
+    assert {m for _, m in got} == {'dictation loss', 'mel error', 'books in use', 'bits per second'}  # no judge, no DistillMOS
+    assert {x['after'] for x in r['rows']} == {'tokenizer'} and all(math.isfinite(v) for v in got.values())
+    assert got['2 levels', 'dictation loss'] == pytest.approx(math.log(len(TOK)), abs=1.)
+    log = [json.loads(l) for l in (tmp_path/'levels'/'3-levels-seed0'/'log.jsonl').read_text().splitlines()]
+    assert log[-1]['step'] == 3 and 'transcript' in log[-1]
+
+def test_all_depths_of_a_seed_begin_with_one_encoder():
+    arms = [A.changed(*begin(0), a.config)[0].tokenizer for a in levels().arms.values()]
+    assert [t.rvq.n_q for t in arms] == [2, 3]
+    a, b = (t.state_dict() for t in arms)
+    assert all(torch.equal(v, b[k]) for k, v in a.items() if not k.startswith('rvq.'))
+
+def test_settings_of_a_finished_model_need_no_training(store, tmp_path, monkeypatch):
+    steps, heard = [], []
+    monkeypatch.setattr(StageRun, 'one_step', lambda self: steps.append(1))
+    def through(way, clips, rulers, hear):
+        heard.append((way.about['flow'], way.make(clips[0].wav)[0]))
+        return dict(mel=float(len(heard)), rtf=.5, entropy_bps=1.), None
+    monkeypatch.setattr(A, 'through', through)
+    exp = A.Experiment('settings', 'which?', {k: A.Arm(config=dict(flow=dict(steps=n))) for k, n in (('1', 1), ('4', 4))}, (),
+                       ('mel error, flow', 'codec real-time factor'), begin=begin)
+    r = go(tmp_path/'settings', 2, exp, store=store)
+    assert not steps and {x['after'] for x in r['rows']} == {'start'} and len(r['rows']) == 2*2*2 and r['steps'] == {}
+    sounds = [w for _, w in heard]
+    assert [f for f, _ in heard] == [True]*4 and not np.allclose(sounds[0], sounds[1])  # another number of steps
+
+def test_half_way_a_tokenizer_has_codes(store, tmp_path):
+    "The pace is taken with all that a stage switches on later."
+    lab = A.Lab(levels(), tmp_path, WORLD, store, progress=False); lab.plan = dict(tokens=64, frames=40)
+    shop = lab.shop(0)
+    assert shop.codes is None and not shop.model.tokenizer.rvq.books[0].started
+    A.pace(shop, levels().stages[0], 1)
+    assert shop.model.tokenizer.rvq.books[0].started
+
 @pytest.mark.skipif(not (A.root()/'results').is_dir(), reason='no results are kept here')
 def test_kept_results_can_be_read():
     for file in (A.root()/'results').glob('*.json'):
         r = json.loads(file.read_text())
-        if r.get('experiment') not in A.EXPERIMENTS: continue
+        if r.get('experiment') not in X.EXPERIMENTS: continue
         assert r['summary'] == A.summary(r['rows']) and file.with_suffix('.md').read_text() == A.markdown(r)

@@ -48,6 +48,30 @@ def test_decoder_equals_transformers(kind, cuts):
     for n in cuts:
         torch.testing.assert_close(d.step(x[:, at:at + n]), want[:, at + n - 1], atol=1e-5, rtol=1e-4); at += n
 
+@pytest.mark.parametrize('make', [Decoder, SlowDecoder])
+@torch.no_grad()
+def test_what_the_head_reads_may_be_an_earlier_block(make):
+    llm, x = small('llama'), torch.randn(1, 5, 32)
+    d, last = make(llm, tap=1), make(llm)
+    want = llm.model(inputs_embeds=x, output_hidden_states=True)
+    torch.testing.assert_close(d.step(x), want.last_hidden_state[:, -1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(d.tapped, llm.model.norm(want.hidden_states[1][:, -1]), atol=1e-5, rtol=1e-4)
+    assert torch.equal(last.step(x), last.tapped) and not torch.allclose(last.tapped, d.tapped, atol=1e-3)
+
+@torch.no_grad()
+def test_head_and_generation_read_the_same_block(parts):
+    m, proc = parts
+    b = replace(m.cfg, head=replace(m.cfg.head, block=1)); llm = replace(b.llm, layers=2)
+    torch.manual_seed(0); m = OmniForCausalLM(replace(b, llm=llm)).eval()
+    talk = Conversation(m, proc).add(ASK, speak=True)
+    x = talk.next.clone(); talk.step()
+    out = m.llm.model(inputs_embeds=x, output_hidden_states=True)
+    row = proc.apply_chat_template(ASK, True)
+    text, said = m.states(dict(input_ids=row.ids[None]))
+    torch.testing.assert_close(talk.decoder.tapped, m.llm.model.norm(out.hidden_states[1][:, -1]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(said[:, -1], talk.decoder.tapped, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(text[:, -1], talk.h, atol=1e-5, rtol=1e-4)
+
 @torch.no_grad()
 def test_rows_padded_at_the_left_read_as_alone():
     llm, rows = small('qwen2'), [torch.randn(1, n, 32) for n in (9, 2, 5)]

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from omni_lite.config import preset
 from omni_lite.data.world import World
 from omni_lite.evaluate.leaderboard import QUOTED, boards, markdown, results, write_leaderboard
-from omni_lite.evaluate.runners import (OMNI, Case, Examinee, Runner, agreement, bootstrap, by_letter, by_likelihood, by_text,
+from omni_lite.evaluate.judge import bootstrap
+from omni_lite.evaluate.runners import (OMNI, Case, Examinee, Runner, agreement, by_letter, by_likelihood, by_text,
                                         dictation, errors, free, likelihoods, omnibench, omnibench_pick, omnibench_prompt,
                                         omnibench_scores, open_picture, pair_ids, pick, read_aloud, run, spoken, then, total,
                                         whisper_normal)

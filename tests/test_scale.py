@@ -75,11 +75,20 @@ def test_stages_share_the_shards(two):
     assert found['first'] == want['first'] == ['bridge', 'head'] and found['second'] == want['second'] == ['llm']
     assert max(abs(a - b) for a, b in zip(found['losses'], want['losses'])) < .2
 
+def test_matrices_dealt_out_move_as_in_one_process(two):
+    "Each process moves its own matrices and passes them on: the same weights everywhere, the losses of one process."
+    found = torch.load(two/'dealt.pt'); log, m, _ = W.muon('none')
+    assert found['hands'] == found['moved'] and min(found['hands']) > 0 and sum(found['hands']) > max(found['hands'])
+    a, b = found['weights']
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    close(found['log'], log, 'dealt')
+    for k, v in m.state_dict().items(): torch.testing.assert_close(a[k], v, rtol=0, atol=1e-3, msg=lambda s: f'{k}: {s}')
+
 def test_muon_goes_on_exactly(two):
     "An optimiser of two parts, its rates set from outside after loading."
     whole, resumed = torch.load(two/'muon.pt')
     assert resumed == whole[2:]
-    assert max(abs(a - b) for a, b in zip(whole, W.muon('none'))) < 1e-2  # bf16 inside, on other pieces
+    assert max(abs(a - b) for a, b in zip(whole, W.muon('none')[0])) < 1e-2  # bf16 inside, on other pieces
 
 def test_tied_embeddings(two):
     found = torch.load(two/'tied.pt')

@@ -73,7 +73,8 @@ def waiting(
     shop = Workshop(OmniForCausalLM(proc.cfg), proc, world, None, progress=False, tokens=TOKENS)
     run = StageRun(shop, Stage('bench', 'lm', dict(llm=1e-3, bridge=1e-3, eye=5e-4), weights), steps=1000)
     run.one_step()  # warm
-    run.data = run.data.data; run.data.groups = []  # the next step draws a pool
+    if isinstance(run.data, Ahead): run.data = run.data.data
+    run.data.groups = []  # the next step draws a pool
     if ahead: run.data = Ahead(run.data); next(run.data)
     run.data = clock = Clock(run.data)
     t = time.perf_counter()

@@ -1,6 +1,7 @@
 """Training steps on text: our loop on batches by length and on packed rows against transformers' Trainer with its padding collator.
-Both sides go once over the same rows in as many steps, with the same model, the same AdamW and the same clipping."""
-import copy, tempfile
+Both sides go once over the same rows in as many steps, with the same model, the same AdamW and the same clipping. And the same
+steps of stage 1.2 with memory kept between them and given back."""
+import copy, os, tempfile
 from dataclasses import dataclass
 
 from omni_lite.bench import Case, bench, one_thread
@@ -83,15 +84,32 @@ class TrainCase(Case):
         rate = lambda k: round(1e3*self.tokens/row[k])
         return dict(tokens_per_s=rate('ours'), anchor_tokens_per_s=rate('anchor'), fill=self.fills[0], anchor_fill=self.fills[1])
 
-@bench('train', 'one epoch of text rows on nano', "transformers' Trainer with its padding collator")
+def memory_case(
+    proc:'OmniProcessor', world:'World', steps:int=2, # of nano; facts; of a stretch
+) -> Case:
+    "Steps on pictures and text, on all threads, with freed memory kept or given back."
+    import torch
+    from omni_lite.omni.model import OmniForCausalLM
+    from omni_lite.train.stages import recipe
+    from omni_lite.train.trainer import StageRun, Workshop, keep_memory
+    stage = next(s for s in recipe() if s.name == '1.2')
+    run = StageRun(Workshop(OmniForCausalLM(proc.cfg), proc, world, None, progress=False, tokens=640), stage, steps=10**6)
+    def go(on):
+        keep_memory(on); t = torch.get_num_threads(); torch.set_num_threads(os.cpu_count())
+        losses = [run.one_step()['loss'] for _ in range(steps)]
+        torch.set_num_threads(t)
+        return losses
+    return Case('nano, stage 1.2, all threads, memory kept', lambda: go(True), lambda: go(False), lambda a, b: len(a) == len(b))
+
+@bench('train', 'one epoch of text rows on nano', "transformers' Trainer with its padding collator; memory given back after each step")
 def cases() -> list: # of Case
-    "Batches by length and packed rows, one thread."
+    "Batches by length and packed rows, one thread; memory kept between steps."
     import torch
     from omni_lite.benches.data import parts
     from omni_lite.data.mixture import Mixture, collate, collate_packed
     from omni_lite.omni.model import OmniForCausalLM
     torch.manual_seed(0)
-    _, proc, tasks = parts()
+    world, proc, tasks = parts()
     mix = Mixture(tasks, MIX); rows = [mix.draw() for _ in range(ROWS)]
     model, tokens = OmniForCausalLM(proc.cfg), sum(map(len, rows))
     opt, other = adamw(model.llm), copy.deepcopy(model.llm)
@@ -107,4 +125,4 @@ def cases() -> list: # of Case
         out.append(TrainCase(f'nano, {name}, one thread', one_thread(lambda f=f: epoch(model, opt, f()), True),
                              one_thread(trainer.train, True), agree, tokens,
                              (round(tokens/size(f()), 3), round(tokens/size(padded()), 3))))
-    return out
+    return [*out, memory_case(proc, world)]

@@ -6,9 +6,10 @@
 __all__ = ['HEARD', 'MADE', 'TASKS', 'Material', 'encode_store', 'picture_row', 'caption_row', 'text_qa_row', 'lookup_row',
            'turns_row', 'corpus_row', 'hear_row', 'say_row', 'spoken_qa_row', 'sound_row', 'itts', 'intlv', 'bind']
 
-# %% ../../nbs/34_tasks.ipynb #cb0ddf0c
+# %% ../../nbs/34_tasks.ipynb #6dc0ca75
 import random
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -91,14 +92,16 @@ def _encode(tokenizer, store, idx):  # indices of utterances -> codes (B, T, L),
 def encode_store(
     tokenizer:'AudioTokenizer', store:SpeechStore, # in eval mode; what to encode
     progress:bool=True, batch:int=32, # show a bar?; utterances at a time
+    part:tuple=(0, 1), # which of how many parts; the others stay zero
 ) -> np.ndarray: # (total frames, L) int16
     "Codes of a whole store, in batches of similar length."
     from tqdm.auto import tqdm
     rows = store.rows
     out = np.zeros((sum(r['n_frames12'] for r in rows), tokenizer.rvq.n_q), np.int16)
     order = sorted(range(len(store)), key=lambda i: rows[i]['n_frames12'])
-    for a in tqdm(range(0, len(order), batch), desc='codes', disable=not progress):
-        codes, n = _encode(tokenizer, store, idx := order[a:a+batch])
+    groups = [order[a:a + batch] for a in range(0, len(order), batch)][part[0]::part[1]]
+    for idx in tqdm(groups, desc='codes', disable=not progress):
+        codes, n = _encode(tokenizer, store, idx)
         for c, k, i in zip(codes, n.tolist(), idx): out[rows[i]['start12']:rows[i]['start12'] + k] = c[:k].numpy()
     return out
 
@@ -235,6 +238,7 @@ def say_row(m:Material, rng:random.Random) -> Row: # text, its speech
 # %% ../../nbs/34_tasks.ipynb #851756e5
 def spoken_qa_row(m:Material, rng:random.Random, # of one split; source of chance
     aloud:bool=False, spoken:bool=True, # answer aloud?; question spoken?
+    taught:bool=False, # with its twin in writing?
 ) -> Row:
     "A question about the world, spoken or typed, answered in text or aloud."
     for _ in range(50):
@@ -242,8 +246,9 @@ def spoken_qa_row(m:Material, rng:random.Random, # of one split; source of chanc
         if FAMILIES[s.family].sense != 'text': continue
         a = m.said(rng, s.answer, True) if aloud else None
         if (a is None) == aloud: continue
-        ask = lambda b: b.hear(*m.speech(i, True)) if spoken else b.text(s.question)
-        return chat_row(m.b, ask, s.answer, m.speech(a, False) if aloud else None, then=s.more)
+        read, heard = lambda b: b.text(s.question), lambda b: b.hear(*m.speech(i, True))
+        row = chat_row(m.b, heard if spoken else read, s.answer, m.speech(a, False) if aloud else None, then=s.more)
+        return replace(row, twin=chat_row(m.b, read, s.answer, then=s.more)) if taught else row
     raise ValueError('the store holds no question whose answer is spoken: build a larger world')
 
 # %% ../../nbs/34_tasks.ipynb #dc5177eb
@@ -276,7 +281,7 @@ TASKS = dict(corpus=corpus_row, text=text_qa_row, turns=turns_row, owners=partia
     spoken_picture_aloud=partial(picture_row, **_spoken, **_aloud), clip_aloud=partial(picture_row, **_clip, **_aloud),
     hear=hear_row, say=say_row, spoken=spoken_qa_row, answer_aloud=partial(spoken_qa_row, spoken=False, aloud=True),
     spoken_aloud=partial(spoken_qa_row, **_aloud), sound=sound_row, sound_aloud=partial(sound_row, **_aloud),
-    itts=itts, intlv=intlv)
+    itts=itts, intlv=intlv, spoken_taught=partial(spoken_qa_row, taught=True))
 
 # %% ../../nbs/34_tasks.ipynb #c2bd490b
 def bind(m:Material) -> dict: # material of one split -> dict of name -> function(rng) -> Row

@@ -232,11 +232,14 @@ def anchors(model:OmniForCausalLM) -> list: # see `load_codec` -> of Way
            Way('Griffin-Lim on the true mel', lambda w: (griffin_lim(w), None)), Way('Opus, 6 kbit/s', opus)]
     return out + ([Way('Codec2, 1.2 kbit/s', codec2)] if has_codec2() else [])
 
-# %% ../../nbs/42_codec_report.ipynb #737470d4
-def codec_way(model:OmniForCausalLM, used:list, k:int, flow:bool) -> Way: # see `load_codec`, `usage`; levels; flow?
+# %% ../../nbs/42_codec_report.ipynb #921ffe5a
+def codec_way(
+    model:OmniForCausalLM, used:list, # see `load_codec`, `usage`
+    k:int, flow:bool, seed:int=0, # levels; through the flow decoder?; of its noise
+) -> Way:
     "The codec with its first k levels."
     name = f'{k} level{"s"[:k > 1]}, {"flow" if flow else "mel decoder"}'
-    return Way(name, lambda w: (codec(model, w, k, flow), None), dict(levels=k, flow=flow) | bit_rates(used, k))
+    return Way(name, lambda w: (codec(model, w, k, flow, seed), None), dict(levels=k, flow=flow) | bit_rates(used, k))
 
 # %% ../../nbs/42_codec_report.ipynb #76e933e0
 def _timed(way, clip):  # sound of the clip's length, its bits, seconds of computing

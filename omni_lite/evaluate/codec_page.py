@@ -1,13 +1,12 @@
 """The codec's report as files: JSON, Markdown, and one HTML page with players that loads nothing from elsewhere.
 
 What others published stands in `quoted`, each row with its source; nothing of it was measured here."""
-import base64, html, io, json, math, os, wave
+import html, io, json, math
 from pathlib import Path
 
-import numpy as np
-
-from omni_lite.audio.mel import EAR_RATE, TOKEN_SECONDS, VOICE_RATE, load_sound
+from omni_lite.audio.mel import EAR_RATE, TOKEN_SECONDS, VOICE_RATE
 from omni_lite.config import preset
+from omni_lite.evaluate.page import document, drawing, player, table, write_whole
 
 __all__ = ['ABOUT_QUOTED', 'COLUMNS', 'cell', 'columns', 'quoted', 'markdown', 'curve_picture', 'fitting', 'page', 'write_report']
 
@@ -107,22 +106,6 @@ def curve_picture(
 
 # ---- the page
 
-STYLE = '''body{font:15px/1.5 system-ui,sans-serif;max-width:75em;margin:2em auto;padding:0 1em}
-table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.25em .6em;border-bottom:1px solid #8884;
-text-align:left;white-space:nowrap}audio{width:13em;height:2em}img{max-width:100%}.quoted{opacity:.75}
-@media(prefers-color-scheme:dark){body{background:#16181c;color:#ddd}img{background:#fff}}'''
-
-def _wav(x): # (L,) at 24 kHz -> bytes of a 16 kHz WAV
-    pcm = (np.clip(load_sound(x, VOICE_RATE).numpy(), -1, 1)*32767).astype('<i2').tobytes()
-    with wave.open(out := io.BytesIO(), 'wb') as f:
-        f.setnchannels(1); f.setsampwidth(2); f.setframerate(EAR_RATE)
-        f.writeframes(pcm)
-    return out.getvalue()
-
-def _player(x, label):
-    data = base64.b64encode(_wav(x)).decode()
-    return f'<audio controls preload="none" aria-label="{html.escape(label)}" src="data:audio/wav;base64,{data}"></audio>'
-
 def fitting(
     seconds:list, rows:int, # of the clips; rows of players
     budget:float=3.5e6, # bytes of sound in the page
@@ -132,10 +115,7 @@ def fitting(
     n = max(1, min(3, len(seconds), int(room // min(2.5, max(seconds)))))
     return n, room/n
 
-def _rows(rows, names, more):
-    head = ''.join(f'<th>{html.escape(COLUMNS[c])}</th>' for c in names)
-    line = lambda r: ''.join(f'<td>{html.escape(cell(r, c))}</td>' for c in names) + more(r)
-    return head, '\n'.join(f'<tr>{line(r)}</tr>' for r in rows)
+def _cells(row, names): return [html.escape(cell(row, c)) for c in names]
 
 def page(
     card:dict, # see `codec_report`
@@ -143,33 +123,25 @@ def page(
 ) -> str: # HTML
     "The report as one file."
     n, s = fitting([c.seconds for c in clips], len(sounds))
-    shown, esc = clips[:n], html.escape
-    play = lambda r: ''.join(f"<td>{_player(x[:int(s*VOICE_RATE)], r['way'] + ': ' + c.name)}</td>"
-                             for c, x in zip(shown, sounds[r['way']]))
-    own, rows = _rows(card['rows'], columns(card['rows']), play)
-    other, more = _rows(card['quoted'], columns(card['quoted']), lambda r: f"<td>{esc(r['source'])}</td>")
-    names = ''.join(f'<th>{esc((c.text or c.name)[:40])}</th>' for c in shown)
+    shown, esc, own, other = clips[:n], html.escape, columns(card['rows']), columns(card['quoted'])
+    play = lambda r: [player(x[:int(s*VOICE_RATE)], r['way'] + ': ' + c.name) for c, x in zip(shown, sounds[r['way']])]
+    rows = table([COLUMNS[c] for c in own] + [(c.text or c.name)[:40] for c in shown],
+                 [_cells(r, own) + play(r) for r in card['rows']])
+    more = table([COLUMNS[c] for c in other] + ['source'], [_cells(r, other) + [esc(r['source'])] for r in card['quoted']],
+                 'quoted')
     cut = f'<p>Players: 16 kHz WAV, the first {s:.1f} s.</p>' if max(c.seconds for c in shown) > s else ''
     notes = ''.join(f'<li>{esc(t)}</li>' for t in card['left_out'])
     used = ', '.join(f"{100*u['used']/u['size']:.0f} % of {u['size']}" for u in card['usage'])
-    curve = base64.b64encode(curve_picture(card)).decode()
-    return f'''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Codec report</title><style>{STYLE}</style><h1>Codec report</h1><p>{esc(card['about'])}</p><ul>{notes}</ul>
-<img alt="word errors, opinion score and mel error over the number of levels" src="data:image/png;base64,{curve}">
-<table><tr>{own}{names}</tr>
-{rows}</table>{cut}<p>Entries in use, level by level, over {card['frames']:,} frames: {used}.</p>
-<h2>Quoted, not measured here</h2><p>{esc(card['about_quoted'])}</p><table class="quoted"><tr>{other}<th>source</th></tr>
-{more}</table></html>
-'''
+    curve = drawing(curve_picture(card), 'word errors, opinion score and mel error over the number of levels')
+    return document('Codec report', f'''<p>{esc(card['about'])}</p><ul>{notes}</ul>{curve}
+{rows}{cut}<p>Entries in use, level by level, over {card['frames']:,} frames: {used}.</p>
+<h2>Quoted, not measured here</h2><p>{esc(card['about_quoted'])}</p>{more}''')
 
 def write_report(
     card:dict, sounds:dict, clips:list, # see `page`
     out:Path, # folder of the files
 ) -> Path: # of the page
     "codec.json, codec.md and codec.html, each complete or not at all."
-    files = {'codec.json': json.dumps(card, indent=1, allow_nan=False) + '\n', 'codec.md': markdown(card),
-             'codec.html': page(card, sounds, clips)}
-    for name, text in files.items():
-        (part := out/f'{name}.part').write_text(text, encoding='utf8')
-        os.replace(part, out/name)
+    write_whole({'codec.json': json.dumps(card, indent=1, allow_nan=False) + '\n', 'codec.md': markdown(card),
+                 'codec.html': page(card, sounds, clips)}, out)
     return out/'codec.html'

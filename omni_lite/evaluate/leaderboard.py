@@ -1,10 +1,10 @@
 """Results of `omni-lite eval` beside what others published, as Markdown and as one page that loads nothing from elsewhere.
 
 What others published stands in `QUOTED`, each table with its source; nothing of it was measured here."""
-import html, json, os
+import html, json
 from pathlib import Path
 
-from omni_lite.evaluate.codec_page import STYLE
+from omni_lite.evaluate.page import document, write_whole
 
 __all__ = ['QUOTED', 'results', 'boards', 'markdown', 'page', 'write_leaderboard']
 
@@ -109,9 +109,8 @@ def page(
         out.append(f"<h2>{esc(b['name'])}</h2><p>{esc(b['about'])} ({esc(b['metric'])})</p><table><tr>{head}</tr>"
                    + '\n'.join(_tr(r, top) for r in b['rows']) + '</table>')
         if b['source']: out.append(f"<p class=\"quoted\">Quoted: {esc(b['source'])}.</p>")
-    style = STYLE + 'td div{height:.8em;background:#9aa5b5}.own{font-weight:600}.own div{background:#e08e45}'
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<title>Leaderboard</title><style>{style}</style><h1>Leaderboard</h1><p>{esc(ABOUT)}</p>\n' + '\n'.join(out) + '</html>\n')
+    style = 'td div{height:.8em;background:#9aa5b5}.own{font-weight:600}.own div{background:#e08e45}'
+    return document('Leaderboard', f'<p>{esc(ABOUT)}</p>\n' + '\n'.join(out), style)
 
 def write_leaderboard(
     folder:Path, out:Path, # of the results; of the two files
@@ -119,7 +118,5 @@ def write_leaderboard(
     "leaderboard.md and leaderboard.html."
     some = boards(results(folder))
     out.mkdir(parents=True, exist_ok=True)
-    for name, text in (('leaderboard.md', markdown(some)), ('leaderboard.html', page(some))):
-        (part := out/f'{name}.part').write_text(text, encoding='utf8')
-        os.replace(part, out/name)
+    write_whole({'leaderboard.md': markdown(some), 'leaderboard.html': page(some)}, out)
     return out/'leaderboard.html'

@@ -18,6 +18,7 @@ from ..data.sounds import render_sound
 from ..data.speech import SpeechStore
 from ..data.world import World, Sample, FAMILIES
 from .judge import listen, normal, wer, wer_interval, wilson
+from .report_page import Told, page
 from ..omni.voice import Voice
 import omni_lite.omni.generate  # gives the model generate, transcribe and say
 from ..omni.model import OmniForCausalLM
@@ -54,6 +55,7 @@ class Card:
     ):
         self.m, self.proc, self.world, self.store = model.eval(), proc, world, store
         self.n, self.progress, self.rows, self.examples = n, progress, [], []
+        self.told, self.copies = [], []  # answers and copies that one can listen to
 
 # %% ../../nbs/41_report.ipynb #e037a3c9
 @patch
@@ -170,21 +172,22 @@ def teacher(self:Card) -> tuple: # recordings [(L,)], their texts
 def codec(self:Card, levels:tuple=(1, 2, 4, 8)) -> None: # how many code levels to keep
     "Teacher's recordings and their copies through the first k code levels."
     wavs, said = self.teacher()
+    self.copies = [(f'teacher: {said[0]}', wavs[0])]
     best = self.add_wer('teacher voice', said, [listen(w) for w in self.bar(wavs, 'teacher')])
     codes = [self.m.tokenizer.encode(load_sound(w, VOICE_RATE)) for w in wavs]
     for k in levels:
         out = [Voice(self.m).push(c[:, :k], True) for c in self.bar(codes, f'codec, {k} levels')]
+        self.copies.append((f'{k} of {codes[0].shape[1]} levels', out[0]))
         ceiling = best if k == levels[0] else None
         self.add_wer(f'codec, {k} level{"s"[:k > 1]}', said, [listen(w) for w in out], ceiling)
 
-# %% ../../nbs/41_report.ipynb #5c580b32
+# %% ../../nbs/41_report.ipynb #07a8ef44
 @patch
-def spoken_requests(self:Card) -> list: # of (Sample, messages)
+def spoken_requests(self:Card) -> list: # of (Sample, (array, rate) of its question or None)
     "What is to be answered aloud: typed, seen and spoken questions."
     some = cases(self.world, self.sense('text'), self.n // 2, seed=3)
     some += cases(self.world, self.sense('image'), self.n // 6, seed=3)
-    by_voice = self.spoken_cases(('text',))[:self.n // 6]
-    return [(s, question(s)) for s in some] + [(s, question(s, w)) for s, w in by_voice]
+    return [(s, None) for s in some] + self.spoken_cases(('text',))[:self.n // 6]
 
 # %% ../../nbs/41_report.ipynb #49f73a53
 @patch
@@ -195,17 +198,23 @@ def teacher_says(self:Card, texts:list) -> float|None: # word error rate of the 
     wavs = [np.asarray(self.store[have[t]]['wav'], np.float32) / 32767 for t in said]
     return wer(said, [listen(w) for w in self.bar(wavs, 'teacher on the same')]) if said else None
 
+# %% ../../nbs/41_report.ipynb #7baa156a
+@patch
+def aloud(self:Card, s:Sample, spoken:tuple|None=None) -> Told: # (array, rate) of its question
+    "A sample, answered aloud."
+    text, wav, timings = self.answer(question(s, spoken), speak=True)
+    see, said = s.image and render_picture(s.image), spoken and np.asarray(spoken[0], np.float32).ravel() / 32767
+    sound = np.zeros(2400, np.float32) if wav is None else wav
+    return Told(s.question, s.answer, text or '-', sound, timings, see, said)
+
 # %% ../../nbs/41_report.ipynb #754452e6
 @patch
 def speaking(self:Card) -> None:
     "Spoken answers to typed and spoken questions and pictures; own speech heard again."
-    truth, wrote, wavs = [], [], []
-    for s, msg in self.bar(self.spoken_requests(), 'spoken answers'):
-        text, wav, _ = self.answer(msg, speak=True)
-        truth.append(s.answer); wrote.append(text or '-')
-        wavs.append(np.zeros(2400, np.float32) if wav is None else wav)
-    heard = [listen(w) for w in self.bar(wavs, 'spoken answers, judge')]
-    again = [self.m.transcribe((w, VOICE_RATE), self.proc) for w in wavs[:self.n // 3]]
+    self.told = [self.aloud(s, w) for s, w in self.bar(self.spoken_requests(), 'spoken answers')]
+    for t in self.bar(self.told, 'spoken answers, judge'): t.heard = listen(t.sound)
+    truth, wrote, heard = zip(*((t.truth, t.text, t.heard) for t in self.told))
+    again = [self.m.transcribe((t.sound, VOICE_RATE), self.proc) for t in self.told[:self.n // 3]]
     self.add_wer('any → spoken answer', truth, heard, self.teacher_says(truth))
     self.add_wer('speech against its own text', wrote, heard, self.teacher_says(wrote))
     self.add_wer('own speech heard again', wrote[:len(again)], again)
@@ -220,7 +229,7 @@ def _medians(times, keys=('first_text_s', 'first_sound_s', 'rtf')):  # of the ti
 def speed(self:Card) -> None:
     "How fast spoken answers come, by a third of what is asked aloud."
     asked = self.spoken_requests()[::3]
-    self.timings = _medians([self.answer(msg, speak=True)[2] for _, msg in self.bar(asked, 'speed')])
+    self.timings = _medians([self.aloud(*a).timings for a in self.bar(asked, 'speed')])
 
 # %% ../../nbs/41_report.ipynb #7b3c9cfd
 @patch
@@ -295,10 +304,21 @@ def write_card(card:dict, out:Path) -> None: # of report.json; folder of the thr
     (out/'report.json').write_text(json.dumps(card, indent=1))
     (out/'report.md').write_text(markdown(card)); picture(card, out/'report.png')
 
+# %% ../../nbs/41_report.ipynb #5233fa6d
+@patch
+def write_page(self:Card, card:dict, out:Path) -> None: # of report.json; folder with the three files
+    "report.html: one file with players and pictures, that needs no network."
+    from omni_lite.evaluate.codec import rulers
+    from omni_lite.evaluate.page import write_whole
+    if mos := rulers(('mos',))[0].get('mos'):
+        for t in self.bar(self.told, 'quality'): t.mos = mos(t.sound, t.sound)
+    write_whole({'report.html': page(card, (out/'report.png').read_bytes(), self.told, self.copies)}, out)
+
 # %% ../../nbs/41_report.ipynb #cf616577
 def report_command(
     model:Path, out:Path=Path('runs/report'), # folder of the model; of the three files
     world:str='small', n:int=60, # the world it is asked about; cases per ability
+    html:bool=False, # a page to listen to, as well?
 ) -> dict: # what report.json holds
     "Judge a model and write its report card."
     from omni_lite.train.trainer import world_store
@@ -308,4 +328,5 @@ def report_command(
     card = dict(facts=facts(Path(model)), world=world, rows=c.rows, timings=c.timings, examples=c.examples,
                 stages=json.loads(past.read_text())['stages'] if past.exists() else None)
     write_card(card, Path(out))
+    if html: c.write_page(card, Path(out))
     return card

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'SENSES', 'OMNI', 'Case', 'lettered', 'choice_prompt', 'named', 'pick', 'omnibench_pick', 'pair_ids',
-           'then', 'likelihoods', 'whisper_normal', 'errors', 'bootstrap', 'total', 'Examinee', 'open_picture', 'user',
-           'by_letter', 'by_likelihood', 'by_text', 'free', 'seen', 'spoken', 'heard', 'dictation', 'read_aloud',
-           'agreement', 'omnibench_prompt', 'omnibench_scores', 'omnibench', 'Runner', 'weights', 'versions', 'head_of',
-           'past_rows', 'result', 'run']
+           'then', 'likelihoods', 'whisper_normal', 'errors', 'total', 'Examinee', 'open_picture', 'user', 'by_letter',
+           'by_likelihood', 'by_text', 'free', 'seen', 'spoken', 'heard', 'dictation', 'read_aloud', 'agreement',
+           'omnibench_prompt', 'omnibench_scores', 'omnibench', 'Runner', 'weights', 'versions', 'head_of', 'past_rows',
+           'result', 'run']
 
 # %% ../../nbs/43_runners.ipynb #f6968fd1
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 # %% ../../nbs/43_runners.ipynb #40441ad4
 from ..audio.mel import VOICE_RATE
 from .codec import passages
-from .judge import normal
+from .judge import bootstrap, normal
 from .report import facts
 from ..fetch import sha256_of
 import omni_lite.omni.generate  # gives the model generate, transcribe and say
@@ -146,16 +146,6 @@ def errors(truth:str, heard:str) -> dict: # what was said, what was understood -
     count = lambda p: p.substitutions + p.deletions + p.insertions
     return dict(wer=[count(jiwer.process_words(a, b)), len(a.split())],
                 cer=[count(jiwer.process_characters(a, b)), len(a)])
-
-# %% ../../nbs/43_runners.ipynb #ccacb996
-def bootstrap(
-    top:list, bottom:list, # of each case: what counts, out of how much
-    rounds:int=1000, seed:int=0, # resamples and their seed
-) -> tuple: # (low, high), 95 %
-    "Interval of a ratio of sums over cases."
-    a, b = np.array(top, float), np.array(bottom, float)
-    i = np.random.default_rng(seed).integers(0, len(a), (rounds, len(a)))
-    return tuple(np.quantile(a[i].sum(1) / b[i].sum(1), [.025, .975]).tolist())
 
 # %% ../../nbs/43_runners.ipynb #79cfb63b
 def total(rows:list, metric:str, seed:int=0) -> dict: # of `run`; key of their scores -> value, low, high, n

@@ -58,14 +58,14 @@ class Decoder:
     def __init__(self,
         llm:nn.Module, rows:int=1, # see `plain`; B
         pad:Tensor|None=None, # (B,) positions at the left that do not count; None = none
-        room:int=256, # positions before the cache grows
+        room:int=256, tap:int=0, # positions before the cache grows; block after which `tapped` is taken, 0 = the last
     ):
         c, w, self.body = llm.config, llm.model.norm.weight, bare(llm.model)
         self.heads, self.groups, self.eps = c.num_attention_heads, c.num_key_value_heads, c.rms_norm_eps
         self.width = getattr(c, 'head_dim', None) or c.hidden_size // c.num_attention_heads
         self.theta, self.pad = c.rope_parameters['rope_theta'], pad
         self.cache = KVCache(c.num_hidden_layers, rows, self.groups, self.width, w, room)
-        self.angles = None  # (room, K) cosines and sines
+        self.angles, self.tap, self.tapped = None, tap, None  # (room, K) cosines and sines; (B, D) of the last step
 
 # %% ../../nbs/22b_decoder.ipynb #cd8ec865
 def product(
@@ -137,11 +137,13 @@ def step(self:Decoder,
     self.cache.reserve(self.cache.length + n)
     turns, mask = self.turns(n), self.mask(n)
     for i, l in enumerate(self.body.layers):
+        if 0 < self.tap == i: self.tapped = norm(self.body.norm, x[:, -1])
         x = x + self.attend(i, l, norm(l.input_layernorm, x), turns, mask)
         y = norm(l.post_attention_layernorm, x)
         x = x + product(l.mlp.down_proj, F.silu(product(l.mlp.gate_proj, y)) * product(l.mlp.up_proj, y))
-    self.cache.length += n
-    return norm(self.body.norm, x[:, -1])
+    self.cache.length += n; h = norm(self.body.norm, x[:, -1])
+    if not self.tap: self.tapped = h
+    return h
 
 # %% ../../nbs/22b_decoder.ipynb #555510c2
 @patch
@@ -154,9 +156,10 @@ def back_to(self:Decoder, length:int) -> None: # positions to keep
 # %% ../../nbs/22b_decoder.ipynb #f704c125
 class SlowDecoder:
     "`Decoder` for any causal LM, by transformers' own forward."
-    def __init__(self, llm:nn.Module, rows:int=1, pad:Tensor|None=None): # as for `Decoder`
+    def __init__(self, llm:nn.Module, rows:int=1, pad:Tensor|None=None, tap:int=0): # as for `Decoder`
         from transformers import DynamicCache
         self.body, self.rows, self.pad, self.past = llm.model, rows, pad, DynamicCache(config=llm.config)
+        self.tap, self.tapped = tap, None
 
 # %% ../../nbs/22b_decoder.ipynb #d0850ce7
 @patch
@@ -166,7 +169,10 @@ def step(self:SlowDecoder, x:Tensor) -> Tensor: # (B, n, D) -> (B, D)
     if self.pad is not None:
         at = torch.arange(old + x.shape[1], device=x.device) - self.pad[:, None]  # (B, T)
         kw = dict(attention_mask=(at >= 0).long(), position_ids=at[:, old:].clamp(min=0))
-    return self.body(inputs_embeds=x, past_key_values=self.past, use_cache=True, **kw).last_hidden_state[:, -1]
+    kw |= dict(past_key_values=self.past, use_cache=True, output_hidden_states=self.tap > 0)
+    out = self.body(inputs_embeds=x, **kw); h = out.last_hidden_state[:, -1]
+    self.tapped = self.body.norm(out.hidden_states[self.tap][:, -1]) if self.tap else h
+    return h
 
 # %% ../../nbs/22b_decoder.ipynb #03da2ac6
 @patch
@@ -174,9 +180,9 @@ def back_to(self:SlowDecoder, length:int) -> None: # positions to keep
     "Forget everything after a position."
     self.past.crop(length - self.past.get_seq_length())
 
-# %% ../../nbs/22b_decoder.ipynb #e76ef0b4
+# %% ../../nbs/22b_decoder.ipynb #d36412bc
 def decoder_for(
-    llm:nn.Module, rows:int=1, pad:Tensor|None=None, # as for `Decoder`
+    llm:nn.Module, rows:int=1, pad:Tensor|None=None, tap:int=0, # as for `Decoder`
 ) -> Decoder|SlowDecoder:
     "The decoder that serves a model."
-    return (Decoder if plain(llm) else SlowDecoder)(llm, rows, pad)
+    return (Decoder if plain(llm) else SlowDecoder)(llm, rows, pad, tap=tap)

@@ -155,7 +155,8 @@ def read(self:Conversation, rows:list) -> Conversation: # of Row, one for each c
     move = lambda batch: {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     xs = [F.pad(self.m.embed(move(collate([r]))), (0, 0, n, 0)) for r, n in zip(rows, pad)]
     if self.decoder is None:
-        self.decoder = decoder_for(self.m.llm, len(rows), torch.tensor(pad, device=device) if any(pad) else None)
+        pad = torch.tensor(pad, device=device) if any(pad) else None
+        self.decoder = decoder_for(self.m.llm, len(rows), pad, self.m.cfg.head.block)
     self.queue(torch.cat(xs)); self.clock.lap('eye')
     return self
 
@@ -190,7 +191,7 @@ def draw_frames(self:Conversation, rows:list, how:Sampling, gen:torch.Generator)
     going, out = [a for a in rows if not a.stream.over], {}
     if going:
         past = [torch.stack(a.fed) if a.fed else None for a in going] if how.audio_penalty != 1 else None
-        codes = self.m.head.sample(self.m.audio_embed, self.h[[a.row for a in going]], how.audio_temperature,
+        codes = self.m.head.sample(self.m.audio_embed, self.decoder.tapped[[a.row for a in going]], how.audio_temperature,
                                    how.audio_top_k, gen, how.audio_top_p, past, how.audio_penalty)
         out = {a.row: c for a, c in zip(going, codes)}
     return [out.get(a.row) for a in rows]

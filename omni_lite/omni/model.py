@@ -158,28 +158,35 @@ def packing(
     mask = attention_mask(seq_ids, causal=True) | torch.eye(len(pos[0]), dtype=torch.bool, device=pos.device)
     return dict(attention_mask=mask, position_ids=pos - starts.cummax(1).values)
 
-# %% ../../nbs/22_model.ipynb #89d13ab9
+# %% ../../nbs/22_model.ipynb #6b2d485d
 @patch
-def hidden(self:OmniForCausalLM,
+def states(self:OmniForCausalLM,
     batch:dict, # see `embed`; seq_ids (B, T) where samples share a row, -1 = padding
-) -> Tensor: # (B, T, D) after the final norm
+) -> tuple: # two of (B, T, D) after the final norm: of the last block, and of the one that the audio head reads
     "States of the language model."
-    kw = dict(use_cache=False, **packing(batch['seq_ids'])) if 'seq_ids' in batch else dict(use_cache=False)
-    return self.llm.model(inputs_embeds=self.embed(batch), **kw).last_hidden_state
+    kw, tap = packing(batch['seq_ids']) if 'seq_ids' in batch else {}, self.cfg.head.block
+    out = self.llm.model(inputs_embeds=self.embed(batch), use_cache=False, output_hidden_states=tap > 0, **kw)
+    h = out.last_hidden_state
+    return h, self.llm.model.norm(out.hidden_states[tap]) if tap else h
+
+@patch
+def hidden(self:OmniForCausalLM, batch:dict) -> Tensor: # as for `states` -> (B, T, D)
+    "States after the last block."
+    return self.states(batch)[0]
 
 # %% ../../nbs/22_model.ipynb #af829178
 @patch
 def losses(self:OmniForCausalLM,
     batch:dict, # as `embed`, plus labels (B, T), code_labels (B, T, L), align (B, T); -100 = no loss
-    deep_share:float=.33, states:Tensor|None=None, # see `DepthHead.loss`; (B, T, D) of `hidden`, where they are known
+    deep_share:float=.33, states:tuple|None=None, # see `DepthHead.loss`; of `states`, where they are known
 ) -> dict: # text, audio, align: scalar losses where the batch has such labels; levels: per-level losses
     "Next-token, next-frame and word-in-progress losses of a batch."
-    h, out = self.hidden(batch) if states is None else states, {}
+    (h, said_by), out = states or self.states(batch), {}
     ask = lambda state, y: F.cross_entropy(self.llm.lm_head(state[y >= 0]).float(), y[y >= 0])
     labels, codes, align = batch['labels'][:, 1:], batch.get('code_labels'), batch.get('align')
     if (labels >= 0).any(): out['text'] = ask(h[:, :-1], labels)
     if codes is not None and (say := (codes[:, 1:] >= 0).any(-1)).any():
-        past, said = h[:, :-1][say], codes[:, 1:][say]
+        past, said = said_by[:, :-1][say], codes[:, 1:][say]
         out['audio'], out['levels'] = self.head.loss(self.audio_embed, past, said, deep_share)
     if align is not None and (align >= 0).any(): out['align'] = ask(h, align)
     return out
@@ -194,11 +201,11 @@ def forward(self:OmniForCausalLM,
     from transformers.modeling_outputs import CausalLMOutput
     batch = dict(batch, input_ids=input_ids)
     if attention_mask is not None: batch['seq_ids'] = attention_mask.long() - 1
-    h, loss, w = self.hidden(batch), None, self.cfg.loss
+    states, loss, w = self.states(batch), None, self.cfg.loss
     if labels is not None:
-        terms = self.losses(dict(batch, labels=labels), states=h)
+        terms = self.losses(dict(batch, labels=labels), states=states)
         loss = sum(getattr(w, k) * v for k, v in terms.items() if k != 'levels')
-    return CausalLMOutput(loss=loss, logits=self.llm.lm_head(h), hidden_states=(h,))
+    return CausalLMOutput(loss=loss, logits=self.llm.lm_head(states[0]), hidden_states=states[:1])
 
 # %% ../../nbs/22_model.ipynb #67a4b8b0
 TRAIN_ONLY = ('embed_avg', 'cluster_size')

@@ -29,6 +29,7 @@ class Row:
     sounds:list = field(default_factory=list) # [(L,) at 16 kHz] without codes as yet
     files:list = field(default_factory=list) # [(name, positions)] of what was opened, for messages
     kind:str = ''; seed:int = 0 # name of the format; of the draw, see `Mixture.again`
+    twin:'Row|None' = None # the same answer to the same question in writing, to be learned from
     def __len__(self) -> int: return len(self.ids)
 
 # %% ../../nbs/22a_rows.ipynb #982271f4
@@ -132,6 +133,8 @@ def collate(
     batch = {k: pad_sequence([getattr(r, k) for r in rows], True, v) for k, v in EMPTY.items()}
     pics, sounds, files = ([x for r in rows for x in getattr(r, k)] for k in ('pictures', 'sounds', 'files'))
     batch |= dict(files=files, patches=torch.cat([p for p, _ in pics]) if pics else None, grids=[g for _, g in pics])
+    twins = [(i, r.twin) for i, r in enumerate(rows) if r.twin is not None]
+    if twins: batch['twin'] = torch.tensor([i for i, _ in twins]), collate([t for _, t in twins])
     return batch | dict(input_ids=batch.pop('ids')) | (dict(sounds=sounds) if sounds else {})
 
 # %% ../../nbs/22a_rows.ipynb #ac175835

@@ -37,13 +37,13 @@ class SoundBatches:
         frames:int=480, longest:int=80, # tokens (80 ms) per batch, about; longer utterances are cropped at random
         keep:Callable|None=None, # row of the index -> use it?
         arrays:tuple=('mel16', 'mel24', 'phone'), # what to load
-        seed:int=0, # of order and crops
+        seed:int=0, split:str='train', # of order and crops; 'test' for what is held out
     ):
         self.store, self.frames, self.longest, self.arrays = store, frames, longest, arrays
         self.rng, self.groups = random.Random(seed), []
-        fits = lambda r: r.get('split', 'train') == 'train' and (keep is None or keep(r))
+        fits = lambda r: r.get('split', 'train') == split and (keep is None or keep(r))
         self.idx = [i for i, r in enumerate(store.rows) if fits(r)]
-        if not self.idx: raise ValueError('no training utterance fits: build the world first')
+        if not self.idx: raise ValueError(f'no utterance of the split {split} fits: build the world first')
 
     def __iter__(self) -> 'SoundBatches': return self
 

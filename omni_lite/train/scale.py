@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COUNTED', 'BLANK', 'LM', 'EYE', 'CODEC', 'HOW', 'count_terms', 'add_blank', 'Losses', 'Parallel', 'reweigh_deep',
            'share_out', 'shard_units', 'Root', 'shard', 'checkpoint_blocks', 'check_context', 'parallelize',
-           'start_processes', 'agree', 'rank_bytes', 'rank', 'world_size', 'wait_for_all', 'gather', 'save_sharded',
-           'load_sharded', 'save_whole', 'convert']
+           'start_processes', 'agree', 'rank_bytes', 'rank', 'world_size', 'wait_for_all', 'gather', 'add_up', 'leave',
+           'save_sharded', 'load_sharded', 'save_whole', 'convert']
 
 # %% ../../nbs/37_scale.ipynb #0ce206dd
 import inspect, json, os
@@ -323,6 +323,16 @@ def gather(x:object) -> list: # of this process, picklable -> one per process, t
     if _alone(): return [x]
     dist.all_gather_object(found := [None]*dist.get_world_size(), x)
     return found
+
+def add_up(x:'np.ndarray', device:torch.device='cpu') -> 'np.ndarray': # of whole numbers; where processes meet
+    "The sum of what all processes hold."
+    if _alone(): return x
+    t = torch.from_numpy(x).to(device, torch.int32); dist.all_reduce(t)
+    return t.cpu().numpy().astype(x.dtype)
+
+def leave() -> None:
+    "The end of the common work."
+    if dist.is_initialized(): dist.destroy_process_group()
 
 # %% ../../nbs/37_scale.ipynb #23c599b1
 def save_sharded(
