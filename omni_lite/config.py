@@ -88,8 +88,7 @@ class HeadConfig:
     dim:int = 128 # the reference keeps the LLM's width; nano narrows it
     layers:int = 3; num_heads:int = 4 # blocks and heads
     ffn_dim:int = 256 # per position: every level has its own feed-forward weights
-    kind:str = 'depth' # 'depth', or for comparison 'parallel' and 'delay' (notebook 21a)
-    block:int = 0 # block of the language model whose output is read; 0 = the last, as the reference
+    kind:str = 'depth'; block:int = 0 # or 'parallel', 'delay', see 21a; block of the LLM it reads, 0 = last
     official:bool = False # the released head: its norm sits on the stream, unused biases are kept
 
 # %% ../nbs/00a_config.ipynb #a3900138
@@ -123,8 +122,7 @@ class LossConfig:
     mel_scales:tuple = (1, 4) # frames averaged before mels are compared
     warm:float = .06; full:float = .35 # share of the stage without codes; share after which all samples use them
     text:float = 1.; audio:float = 1. # next token; next frame
-    align:float = .3 # the word in progress at heard and spoken frames
-    distil:float = 1. # what the model would say to the same words in writing, where a row has them
+    align:float = .3; distil:float = 1. # word in progress; answer to the same words read, see 46b
 
 # %% ../nbs/00a_config.ipynb #0065383d
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ..data.speech import SpeechStore
 from ..omni.codec import ready
 from ..omni.voice import Voice
 from ..omni.model import OmniForCausalLM
-from .judge import normal, wer, wer_interval
+from .judge import facts, normal, wer, wer_interval
 from .codec_page import ABOUT_QUOTED, quoted, write_report
 
 # %% ../../nbs/42_codec_report.ipynb #2b252b88
@@ -291,7 +291,6 @@ ABOUT = ('{} recordings of {}, {:.0f} s in all, through {}, {} levels, {} thread
          'duration, there and back.')
 
 def _facts(model, clips, where, name):  # the part of the report that says what was measured
-    from omni_lite.evaluate.report import facts
     seconds, n_q = sum(c.seconds for c in clips), model.tokenizer.rvq.n_q
     about = ABOUT.format(len(clips), where, seconds, name.name, n_q, torch.get_num_threads())
     listed = [dict(name=c.name, seconds=round(c.seconds, 2), text=c.text) for c in clips]

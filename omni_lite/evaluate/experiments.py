@@ -96,8 +96,9 @@ add(Experiment('flow-steps', 'How many Euler steps and how much guidance does th
     {f'4 steps, guidance {g}': flowing(4, g) for g in (0., .35, 1.4)}, (),
     ('copy WER, flow', 'mel error, flow', 'copy MOS, flow', 'codec real-time factor'), begin=shipped_model));
 
-# %% ../../nbs/44a_experiments.ipynb #dfee4660
-def ears(**mixture): # task=share -> Arm
+# %% ../../nbs/44a_experiments.ipynb #758bf9e5
+def ears(**mixture) -> Arm: # task=share
+    "Another mixture of the stage in which the ears learn."
     return Arm({'ears': mixture})
 
 hearing = Stage('ears', 'lm', ROW['3'].trains, dict(hear=.25, spoken=.45, text=.15, turns=.15), .2)
@@ -107,7 +108,8 @@ add(Experiment('gap', 'What narrows the gap between questions heard and the same
      'its own reading': ears(hear=.25, spoken_taught=.45, text=.15, turns=.15)}, (hearing,),
     ('gap', 'spoken right', 'same read right', 'transcript loss', 'text loss'), (ROW['2.1'],), 300.))
 add(Experiment('sounds', 'What do everyday sounds beside speech cost the speech?',
-    {'speech alone': ears(hear=.35, spoken=.35, say=.3), 'with sounds': ears(hear=.3, spoken=.3, say=.26, sound=.14)}, (hearing,),
+    {'speech alone': ears(hear=.35, spoken=.35, say=.3),
+     'with sounds': ears(hear=.3, spoken=.3, say=.26, sound=.14)}, (hearing,),
     ('transcript loss', 'spoken right', 'voice loss', 'sound right', 'text loss'), (ROW['2.1'],), 300.))
 add(Experiment('bridge', 'From which block of the language model should the voice be read?',
     {f'block {b}' if b else 'the last of 4 blocks': Arm(config=dict(head=dict(block=b))) for b in (0, 3, 2, 1)}, voice,

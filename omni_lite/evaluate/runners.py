@@ -24,8 +24,7 @@ from fastcore.basics import patch
 # %% ../../nbs/43_runners.ipynb #40441ad4
 from ..audio.mel import VOICE_RATE
 from .codec import passages
-from .judge import bootstrap, normal
-from .report import facts
+from .judge import bootstrap, facts, normal
 from ..fetch import sha256_of
 import omni_lite.omni.generate  # gives the model generate, transcribe and say
 from ..omni.model import OmniForCausalLM

@@ -191,8 +191,9 @@ def draw_frames(self:Conversation, rows:list, how:Sampling, gen:torch.Generator)
     going, out = [a for a in rows if not a.stream.over], {}
     if going:
         past = [torch.stack(a.fed) if a.fed else None for a in going] if how.audio_penalty != 1 else None
-        codes = self.m.head.sample(self.m.audio_embed, self.decoder.tapped[[a.row for a in going]], how.audio_temperature,
-                                   how.audio_top_k, gen, how.audio_top_p, past, how.audio_penalty)
+        h = self.decoder.tapped[[a.row for a in going]]
+        codes = self.m.head.sample(self.m.audio_embed, h, how.audio_temperature, how.audio_top_k, gen,
+                                   how.audio_top_p, past, how.audio_penalty)
         out = {a.row: c for a, c in zip(going, codes)}
     return [out.get(a.row) for a in rows]
 

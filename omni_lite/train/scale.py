@@ -324,12 +324,14 @@ def gather(x:object) -> list: # of this process, picklable -> one per process, t
     dist.all_gather_object(found := [None]*dist.get_world_size(), x)
     return found
 
+# %% ../../nbs/37_scale.ipynb #f5bf886e
 def add_up(x:'np.ndarray', device:torch.device='cpu') -> 'np.ndarray': # of whole numbers; where processes meet
     "The sum of what all processes hold."
     if _alone(): return x
     t = torch.from_numpy(x).to(device, torch.int32); dist.all_reduce(t)
     return t.cpu().numpy().astype(x.dtype)
 
+# %% ../../nbs/37_scale.ipynb #8551186a
 def leave() -> None:
     "The end of the common work."
     if dist.is_initialized(): dist.destroy_process_group()

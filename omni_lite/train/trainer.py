@@ -88,7 +88,7 @@ def keep_memory(on:bool=True) -> bool: # or back to how it was -> could the C li
     try: tell = ctypes.CDLL('libc.so.6').mallopt
     except (OSError, AttributeError): return False  # not glibc
     sizes = (2**31 - 1, 2**28, 2**25) if on else (2**17,)*3
-    return all([tell(-k, size) for k, size in enumerate(sizes, 1)])  # when to give back, how much to ask for, when to map
+    return all([tell(-k, size) for k, size in enumerate(sizes, 1)])  # give back from here, ask for more, map from here
 
 # %% ../../nbs/36_trainer.ipynb #5b77e226
 class Workshop:
@@ -153,9 +153,9 @@ def objective(self:Workshop, stage:Stage) -> nn.Module:
                 gan=lambda: GANObjective(m.vocoder, m.flow, m.tokenizer))
     return make[stage.kind]()
 
-# %% ../../nbs/36_trainer.ipynb #7e1663d9
+# %% ../../nbs/36_trainer.ipynb #1fb526e6
 @patch
-def data(self:Workshop, stage:Stage) -> 'SoundBatches|Batches|Packed|Ahead': # the row; batches without end, with a state
+def data(self:Workshop, stage:Stage) -> 'SoundBatches|Ahead|Batches': # the row; batches without end, with a state
     "Batches of a stage."
     mel, seed = ('mel16', 'mel24'), self.seed + 1000*rank()  # each process hears something else
     heart = lambda r: r.get('voice') == 'heart' and r['kind'] != 'sound'
