@@ -46,7 +46,7 @@ class FlowConfig:
     num_heads:int = 4; attn_per_block:int = 1 # attention of both; transformer blocks per U-Net block
     chunk:int = 20 # 50 Hz frames that see each other; the reference has 100 (2 s)
     steps:int = 4 # Euler steps at inference; the reference has 10
-    guidance:float = 0.7 # classifier-free guidance; 0 = none
+    guidance:float = .35 # classifier-free guidance, by notebook 44e; 0 = none, the reference has .7
     left:int = 5 # earlier chunks a frame may see; 0 = all, as the reference
     official:bool = False # the release's layout of prenet and U-Net
 
@@ -181,7 +181,7 @@ def _7b() -> NanoConfig:
     audio = AudioConfig(128, 1280, 32, 8, 20, 5120, codebook_sizes=(8192, 4096, 2048) + (1024,)*5,
                         decoder='official')
     eye = VisionConfig(1280, 32, 16, 5120, temporal=2, max_pixels=3211264, max_frame_pixels=602112, max_frames=32)
-    flow = FlowConfig(512, 12, 256, 12, 8, 4, 100, 10, left=0, official=True)
+    flow = FlowConfig(512, 12, 256, 12, 8, 4, 100, 10, .7, 0, True)
     return NanoConfig('7b', audio, flow, VocoderConfig(512), eye,
                       LLMConfig(152064, 3584, 28, 28, 4, 18944, 32768, 1e6, False),
                       HeadConfig(3584, 3, 28, 7168, official=True), ids=_RELEASED)

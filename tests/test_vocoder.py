@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from omni_lite.audio.mel import voice_mel
 from omni_lite.audio.hifigan import Discriminators, adversarial_loss, discriminator_loss
-from omni_lite.audio.vocoder import (FILTER_HOP, Vocoder, VocoderStream, analyse, envelope_matrix, pitch_grid,
+from omni_lite.audio.vocoder import (FILTER_HOP, Pitch, Vocoder, VocoderStream, analyse, envelope_matrix, pitch_grid,
                                      pitch_loss, pulse_train, spectral_loss, synthesise, vocoder_loss)
 
 
@@ -89,6 +89,16 @@ def test_untrained_vocoder_has_the_right_loudness():
     loud = lambda m: m[..., 5:-5].exp().mean().log()
     assert abs(loud(made) - loud(mel)) < .6
 
+
+def test_a_stream_leaves_the_shared_network_alone(monkeypatch):
+    "Whoever else speaks with the same vocoder sees its own weights, in single precision, at any moment."
+    voc, seen, forward = Vocoder(20, 16).eval(), [], Pitch.forward
+    def watched(self, x, state=None):
+        seen.append({p.dtype for p in voc.pitch_net.parameters()})
+        return forward(self, x, state)
+    monkeypatch.setattr(Pitch, 'forward', watched)
+    with torch.no_grad(): a = VocoderStream(voc).push(torch.randn(1, 20, 12)); b = voc.source_pitch(torch.randn(1, 20, 12))
+    assert len(seen) == 2 and seen == [{torch.float32}]*2 and a.dtype == b.dtype == torch.float32
 
 def test_seed():
     voc, mel = tiny().eval(), some_mel()

@@ -7,12 +7,12 @@ __all__ = ['FILTER_HOP', 'SOURCE_MAX', 'AREA', 'PULSE_LEVEL', 'NOISE_LEVEL', 'RE
            'envelope_matrix', 'analyse', 'overlap_add', 'synthesise', 'Pitch', 'Snake', 'ResBlock', 'Vocoder',
            'VocoderStream', 'magnitude', 'spectral_loss', 'pitch_loss', 'pitch_grid', 'vocoder_loss']
 
-# %% ../../nbs/06_vocoder.ipynb #9dcfce16
+# %% ../../nbs/06_vocoder.ipynb #36727c18
+from copy import deepcopy
 from functools import lru_cache
 import math
 import torch
 from torch import nn, Tensor
-from torch.func import functional_call
 from torch.nn import functional as F
 import torchaudio.functional as AF
 from einops import rearrange, repeat
@@ -175,8 +175,9 @@ def pitch(self:Vocoder, mel:Tensor, state:dict|None=None) -> tuple[Tensor, Tenso
 @patch
 def source_pitch(self:Vocoder, mel:Tensor, state:dict|None=None) -> Tensor: # (B, M, T) -> (B, J) Hz, 0 = unvoiced
     "The pitch that the source follows, in double precision."
-    weights = {k: v.double() for k, v in self.pitch_net.state_dict().items()}
-    hz, voiced = functional_call(self.pitch_net, weights, (((mel - self.mean) / self.std).double(), state))
+    state = {} if state is None else state
+    if 'exact' not in state: state['exact'] = deepcopy(self.pitch_net).double().requires_grad_(False)
+    hz, voiced = state['exact'](((mel - self.mean) / self.std).double(), state)
     return torch.where(voiced > 0, hz, 0*hz).float()
 
 # %% ../../nbs/06_vocoder.ipynb #998b6446
