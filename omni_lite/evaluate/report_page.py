@@ -26,7 +26,7 @@ def spread(
     "Some of a list, evenly."
     return [items[i * len(items) // n] for i in range(n)] if len(items) > n else list(items)
 
-PARTS = ('files', 'prompt', 'text', 'step', 'frames', 'flow', 'vocoder')
+PARTS = ('files', 'eye', 'ear', 'prompt', 'text', 'step', 'frames', 'flow', 'vocoder')
 
 def waterfall(
     told:list, # of Told, with timings
@@ -40,7 +40,7 @@ def waterfall(
         ms = np.array([1e3 * t.timings['laps'].get(k, 0) for t in some])
         ax.barh(range(len(some)), ms, left=left, label=k); left += ms
     ax.set_yticks(range(len(some)), [t.question[-48:] for t in some], fontsize=7); ax.invert_yaxis()
-    ax.set_xlabel('ms after the request'); ax.legend(fontsize=7, ncols=len(names), loc='lower right')
+    ax.set_xlabel('ms after the request'); ax.legend(fontsize=7, ncols=len(names), loc='lower center', bbox_to_anchor=(.5, 1.))
     return fig
 
 def stages(
@@ -62,10 +62,11 @@ def _answer(t): # cells of one answer
     asked = player(t.asked, f'question: {t.question}') if t.asked is not None else esc(t.question[-90:])
     see = drawing(t.seen, 'what was shown') if t.seen is not None else ''
     good = '' if math.isnan(errors) else f'{100*errors:.0f} %'
-    return [see, asked, esc(t.text), esc(t.truth), player(t.sound, f'answer: {t.text}') if len(t.sound) else '', esc(t.heard), good,
+    said = player(t.sound, f'answer: {t.text}') if len(t.sound) else ''
+    return [see, asked, said, esc(t.text), esc(t.truth), esc(t.heard), good,
             '' if math.isnan(t.mos) else f'{t.mos:.1f}', _ms(t, 'first_sound_s'), f"{t.timings['rtf']:.2f}" if 'rtf' in t.timings else '']
 
-ANSWER = ('seen', 'asked', 'wrote', 'truth', 'said', 'the judge heard', 'WER', 'DistillMOS', 'first sound', 'rtf')
+ANSWER = ('seen', 'asked', 'said', 'wrote', 'truth', 'the judge heard', 'WER', 'DistillMOS', 'first sound', 'rtf')
 ABOUT = ('Held-out questions, answered aloud. WER: what the judge heard against what the model wrote. DistillMOS marks a short answer '
          'down, since it hears it padded with silence. Players: 16 kHz.')
 
