@@ -44,7 +44,8 @@ def test_speech_is_found_whatever_surrounds_it(seed, gain, before, behind):
     x = torch.from_numpy(talk(seed)); pad = lambda s: torch.zeros(int(s*RATE))
     inner = C.speech_frames(C.levels(x)).nonzero()[:, 0]; shift = int(before*RATE)/160
     got = C.speech_frames(C.levels(torch.cat([pad(before), gain*x, pad(behind)]))).nonzero()[:, 0]
-    assert abs(got[0] - inner[0] - shift) <= 3 and abs(got[-1] - inner[-1] - shift) <= 3
+    near = lambda a, b: abs(a - b - shift) < 4  # frames of 10 ms; the shift is no whole number of them
+    assert near(got[0], inner[0]) and near(got[-1], inner[-1])
 
 def test_clicks_and_silence_are_no_speech():
     x = torch.zeros(RATE); assert not C.speech_frames(C.levels(x)).any()
