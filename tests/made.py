@@ -53,6 +53,20 @@ def beeps(folder, texts=('the red cat is on the left side', 'two dogs and a big 
     lines = [dict(text=t, voice='heart', kind='answer', split=s) for s in ('train', 'test') for t in texts]
     return build_speech(lines, folder, 0, False, speaker=beeper)
 
+def tiny():
+    "The smallest model with random weights, and its processor with a text tokenizer of the small world."
+    import torch
+    from dataclasses import replace
+    from omni_lite.config import preset
+    from omni_lite.data.world import World
+    from omni_lite.omni.model import OmniForCausalLM
+    from omni_lite.omni.processor import OmniProcessor
+    from omni_lite.text import train_tokenizer
+    torch.manual_seed(0); torch.set_num_threads(1)
+    tok = train_tokenizer(l for l, _ in zip(World('small').corpus(0), range(500)))
+    cfg = preset('tiny'); cfg = replace(cfg, llm=replace(cfg.llm, vocab_size=len(tok)))
+    return OmniForCausalLM(cfg), OmniProcessor(tok, cfg)
+
 class Page(HTMLParser):
     "Tags and text of a page; one that loads anything from elsewhere is refused."
     def __init__(self, text):

@@ -5,26 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from made import beeper
-from omni_lite.config import preset
+from made import beeper, tiny
 from omni_lite.data.interleave import chat_row
 from omni_lite.data.speech import build_speech
 from omni_lite.data.tasks import Material, bind
 from omni_lite.data.world import FAMILIES, World
-from omni_lite.omni.model import OmniForCausalLM
-from omni_lite.omni.processor import OmniProcessor
 from omni_lite.omni.rows import collate
-from omni_lite.text import train_tokenizer
 from omni_lite.train.trainer import LMObjective, deal
 
 WORLD = World('small')
 
 @pytest.fixture(scope='module')
-def parts():
-    torch.manual_seed(0); torch.set_num_threads(1)
-    tok = train_tokenizer(l for l, _ in zip(WORLD.corpus(0), range(300)))
-    cfg = preset('tiny'); cfg = replace(cfg, llm=replace(cfg.llm, vocab_size=len(tok)))
-    return OmniForCausalLM(cfg), OmniProcessor(tok, cfg)
+def parts(): return tiny()
 
 def rows(proc, heard=True):
     "A question, heard as noise or read, with its twin in writing."

@@ -5,12 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from omni_lite.config import preset
+from made import tiny
 from omni_lite.data.tasks import Material, bind
 from omni_lite.data.world import World
 from omni_lite.omni.model import OmniForCausalLM
-from omni_lite.omni.processor import OmniProcessor
-from omni_lite.text import train_tokenizer
 from omni_lite.train.stages import NANO, Stage
 from omni_lite.train.trainer import StageRun, Workshop, run_recipe, tracked
 from omni_lite.train.watch import Watch, answered, books_in_use, by_sense, codes_fell, senses_apart, text_rose
@@ -18,11 +16,7 @@ from omni_lite.train.watch import Watch, answered, books_in_use, by_sense, codes
 WORLD = World('small')
 
 @pytest.fixture(scope='module')
-def parts():
-    torch.manual_seed(0); torch.set_num_threads(1)
-    tok = train_tokenizer(l for l, _ in zip(WORLD.corpus(0), range(500)))
-    cfg = preset('tiny'); cfg = replace(cfg, llm=replace(cfg.llm, vocab_size=len(tok)))
-    return OmniForCausalLM(cfg), OmniProcessor(tok, cfg)
+def parts(): return tiny()
 
 @pytest.mark.parametrize('losses, rises', [([.3], False), ([.3, .31, .32], False), ([.3, .4], True), ([.01, .03], False),
                                            ([.5, .2, .25, .3], True), ([.5, .2, .3, .19], False)])
