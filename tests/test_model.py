@@ -88,6 +88,19 @@ def test_frozen_parts_do_not_move_and_trained_ones_do(parts, name):
     moved = {k.split('.')[0] for k, v in m.state_dict().items() if not torch.equal(v, before[k])}
     assert moved == set(stage.trains)
 
+@pytest.mark.parametrize('seed', range(12))
+def test_a_tally_goes_on_and_ends_at_the_answer(parts, seed):
+    m = Material(WORLD, parts[1]); s = WORLD.sample('how_many', rng=seed)
+    count = m.tally(s.image, (1, 8, 8)); said = [parts[1].tok.decode([k]).strip() for k in count if k >= 0]
+    n = [WORLD.numbers.index(w) for w in said]
+    assert len(count) == 16 and n == sorted(n) and set(n) <= set(range(5)) and said[-1] + '.' == s.answer
+    assert -100 not in count[len(count) - len(said):]  # nothing is uncounted after the first
+
+def test_counting_rows_carry_the_tally(parts):
+    m = Material(WORLD, parts[1]); m.image_families = ['how_many']
+    row = bind(m)['picture'](random.Random(0))
+    assert row.align[row.see][-1] == row.labels[row.labels >= 0][0]  # the last picture token knows the answer
+
 def test_recipe_shares_and_unknown_preset():
     assert abs(sum(s.share for s in recipe()) - 1) < 1e-9 and abs(sum(s.share for s in recipe(shipped=True)) - 1) < 1e-9
     with pytest.raises(ValueError, match='no recipe'): recipe('70b')

@@ -113,15 +113,27 @@ def seen_words(self:Material, spec:dict, grid:tuple) -> list: # of a picture; (t
     word = lambda i: i['thing'] if 'thing' in i else i[one]
     return [word_ids(self.proc.tok, [word(i)])[0] if i else -100 for i in cover(spec, grid[1]//side, grid[2]//side)]
 
-# %% ../../nbs/34_tasks.ipynb #35831f01
+# %% ../../nbs/34_tasks.ipynb #50f6d2df
 @patch
-def show(self:Material, b:RowBuilder, s:Sample) -> RowBuilder: # the builder, with the sample's picture or clip
+def tally(self:Material, spec:dict, grid:tuple) -> list: # of a picture; (t, h, w) in patches -> token ids
+    "For each picture token the number of items whose middle has come by, in reading order."
+    rows, cols = (n // self.proc.cfg.vision.merge for n in grid[1:])
+    at = [int(i['y']*rows)*cols + int(i['x']*cols) for i in spec['items']]
+    count = [sum(a <= k for a in at) for k in range(rows*cols)]
+    return [word_ids(self.proc.tok, [self.world.numbers[n - 1]])[0] if n else -100 for n in count]
+
+# %% ../../nbs/34_tasks.ipynb #c8ef3ab8
+@patch
+def show(self:Material, b:RowBuilder, s:Sample, # the builder; what is asked
+    counted:bool=False, # are things to be counted, not named?
+) -> RowBuilder: # with the sample's picture or clip
     "Append what is seen in a sample."
+    words = self.tally if counted else self.seen_words
     specs = [s.image] if s.image else [clip_moment(s.clip, t) for t in range(4)] if s.clip else []
     views = [render_picture(s.image)] if s.image else render_clip(s.clip) if s.clip else []
     for spec, view in zip(specs, views):
         patches, grid = self.proc.picture(view, bool(s.clip))
-        b.see(patches, grid, bool(s.clip), self.seen_words(spec, grid))
+        b.see(patches, grid, bool(s.clip), words(spec, grid))
     return b
 
 # %% ../../nbs/34_tasks.ipynb #1dfca232
@@ -142,7 +154,8 @@ def picture_row(m:Material, rng:random.Random, # of one split; source of chance
         s = m.world.sample(rng.choice(getattr(m, families + '_families')), m.split, rng)
         q, a = (m.said(rng, s.question) if spoken else None), (m.said(rng, s.answer, True) if aloud else None)
         if (q is None) == spoken or (a is None) == aloud: continue
-        ask = lambda b: m.show(b, s).hear(*m.speech(q, True)) if spoken else m.show(b, s).text(s.question)
+        seen = lambda b: m.show(b, s, s.family == 'how_many')
+        ask = lambda b: seen(b).hear(*m.speech(q, True)) if spoken else seen(b).text(s.question)
         return chat_row(m.b, ask, s.answer, m.speech(a, False) if aloud else None, then=s.more)
     raise ValueError(f'the store says none of the {families} questions or answers: build a larger world')
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
-from .pictures import (BACKGROUNDS, COLORS, EMOJI, KIND, MOTIONS, SHAPES, SMALL_THINGS, drawable,
-                                     render_clip, render_picture, write_clip)
+from .pictures import (BACKGROUNDS, COLORS, EMOJI, HANDS, HELD, KIND, LEARNT, MOTIONS, SHAPES, SHOWN,
+                                     SMALL_THINGS, drawable, render_clip, render_picture, styles_of, write_clip)
 from .sounds import MORE_SOUNDS, SOUNDS, render_sound
 
 # %% ../../nbs/30_world.ipynb #e7cb71ae
@@ -154,6 +154,13 @@ def _family(self:World, family, split):
         raise ValueError(f'{family!r} shows no emoji, so it has no held-out style: choose one of {", ".join(styled)}.')
     return FAMILIES[family]
 
+# %% ../../nbs/30_world.ipynb #c1865a5a
+def _draw_again(slots, r):
+    drawn = slots['image']['items'] if 'image' in slots else [slots['clip']]
+    styles = [s for s in LEARNT if all(s in styles_of(d['thing']) for d in drawn)]
+    look = dict(style=r.choice(styles), hand=max(0, r.randrange(-HANDS//4, HANDS)))  # some stay as they are
+    for d in drawn: d.update(look)
+
 # %% ../../nbs/30_world.ipynb #c16bbb02
 @patch
 def sample(self:World,
@@ -163,7 +170,7 @@ def sample(self:World,
 ) -> Sample:
     "Draw one question of a family."
     f, rng = self._family(family, split), self.rng if rng is None else as_rng(rng)
-    styles = ('fluent',) if split == 'test_style' else ('noto', 'twemoji')
+    styles = (HELD,) if split == 'test_style' else SHOWN
     for _ in range(10_000):
         draw = f.draw(self, rng, styles)
         facts = next(draw)
@@ -172,8 +179,9 @@ def sample(self:World,
     slots = next(draw)
     caption = f.fact.format(**slots)
     asked = [q for q in (x.format(fact=caption, **slots) for x in f.wordings) if len(q.split()) <= 14]
-    media = {k: slots[k] for k in ('image', 'clip', 'sound', 'history') if k in slots}
     question, own = rng.choice(asked), lambda o: random.Random(repr(o))  # the store's sentences hang on `rng`
+    if f.styled and split == 'train': _draw_again(slots, own(slots))
+    media = {k: slots[k] for k in ('image', 'clip', 'sound', 'history') if k in slots}
     again = lambda o: own(o).choice(f.wordings).format(**slots | o | dict(fact='')).strip()
     more = tuple((again(o), o['answer'] + '.') for o in slots.get('more', ()))
     return Sample(family, question, slots['answer'] + '.', split=split, caption=caption, facts=tuple(facts), more=more,
@@ -278,12 +286,15 @@ def _side(w, r, styles):
         styled=True)
 def _how_many(w, r, styles):
     n, thing = r.randrange(5), r.choice(w.drawn)
-    yield [('how_many', n + 1, thing)]
+    yield [fact := ('how_many', n + 1, thing)]
     style, cells = r.choice(styles), r.sample([(x, y) for x in (.19, .5, .81) for y in (.19, .5, .81)], n + 1)
     items = [dict(thing=thing, style=style, x=_near(r, x-.03, x+.03), y=_near(r, y-.03, y+.03),
                   scale=_near(r, .22, .28)) for x, y in cells]
+    own = random.Random(repr(items))
+    if not w.held_out(fact) and own.random() < .5:  # of several kinds
+        for i in items[1:]: i['thing'] = own.choice(w.drawn)
     yield dict(image=dict(background=_back(r, r.choice(list(BACKGROUNDS))), items=items), answer=w.numbers[n],
-               listed=', '.join([an(thing)]*(n + 1)))
+               listed=', '.join(an(i['thing']) for i in items))
 
 # %% ../../nbs/30_world.ipynb #95b93768
 @family('image', 'what color is the {shape}?', 'say the color of the {shape}.', fact='you see {items}.',
