@@ -16,7 +16,7 @@ from omni_lite.omni.processor import OmniProcessor
 from omni_lite.text import train_tokenizer
 from omni_lite.train.stages import Stage, recipe
 from omni_lite.train.trainer import StageRun, Workshop
-from omni_lite.train.watch import answered
+from omni_lite.train.watch import answered, batch_of
 
 WORLD = World('small')
 TOK = train_tokenizer(l for l, _ in zip(WORLD.corpus(0), range(300)))
@@ -149,7 +149,7 @@ def test_a_right_answer_counts_whole():
     p, rows = A.Probe(shop, 8), None
     rows = p.typed('text')[:4]
     for _ in range(40):  # token by token towards what the model itself would write
-        batch = p.batch(rows)
+        batch = batch_of(p.model, rows)
         with torch.no_grad(): said = p.model.llm.lm_head(p.model.hidden(batch)).argmax(-1)
         for r, s in zip(rows, said):
             at = (r.labels >= 0).nonzero()[:, 0]

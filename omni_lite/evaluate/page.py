@@ -1,10 +1,11 @@
 """What the HTML pages of the reports are made of: one file each, players and pictures inside, nothing loaded from elsewhere."""
-import base64, html, io, os, wave
+import base64, html, io, wave
 from pathlib import Path
 
 import numpy as np
 
 from omni_lite.audio.mel import EAR_RATE, VOICE_RATE, load_sound
+from omni_lite.omni.codec import whole
 
 __all__ = ['STYLE', 'player', 'drawing', 'table', 'document', 'write_whole']
 
@@ -58,5 +59,4 @@ def write_whole(
 ) -> None:
     "Text files, each complete or not at all."
     for name, text in files.items():
-        (part := out/f'{name}.part').write_text(text, encoding='utf8')
-        os.replace(part, out/name)
+        with whole(out/name) as part: part.write_text(text, encoding='utf8')

@@ -20,7 +20,6 @@ MAX_BYTES   = 50*2**20     # per file
 MAX_SECONDS = 30.          # of sound or clip; the rest is cut, with a notice
 MAX_PIXELS  = 40_000_000   # per picture
 EAR_RATE    = 16_000       # Hz, what the ear listens at
-TOKEN_SAMPLES = 1280       # samples of sound in one token: 12.5 a second
 QUIET       = 0.003        # loudest 50 ms below this RMS (-50 dBFS) counts as silence
 MIN_SECONDS = 0.1          # shorter recordings are refused
 MAX_SIDE    = 1024         # pixels; larger pictures are shrunk before they are kept
@@ -134,11 +133,8 @@ class NanoEngine:
     ) -> dict[str, int]: # 'text', 'picture' and 'sound' -> tokens in the newest message
         "What a message costs; empty before the model is read."
         if self.model is None: return {}
-        import torch
-        num_levels, blank = len(self.processor.cfg.audio.codebook_sizes), lambda x: -(-len(x)//TOKEN_SAMPLES)
-        row = self.processor.apply_chat_template(messages[-1:],
-                                                 listen=lambda x: torch.zeros(blank(x), num_levels, dtype=torch.long))
-        seen, heard = int(row.see.sum()), int((row.codes[:, 0] >= 0).sum())
+        row = self.processor.apply_chat_template(messages[-1:])
+        seen, heard = int(row.see.sum()), int((row.ids == self.processor.cfg.ids.hear[1]).sum())
         return dict(text=len(row) - seen - heard, picture=seen, sound=heard)
 
 def load_engine(
