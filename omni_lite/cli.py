@@ -212,6 +212,7 @@ def ablate(
     out:Annotated[Optional[Path], typer.Option(help='folder of the runs; the results lie beside it')]=None,
     world:World=WorldSize.small,
     cases:Annotated[int, typer.Option(min=4, help='held-out cases per metric')]=120,
+    workers:Annotated[int, typer.Option(min=1, help='runs at a time, each on one core')]=1,
 ):
     "Run an experiment of several arms and seeds, from wherever it stands."
     from omni_lite.evaluate.ablate import markdown
@@ -219,7 +220,8 @@ def ablate(
     if name is None:
         for e in EXPERIMENTS.values(): print(f'{e.name}: {e.question}')
         return
-    print(markdown(ablate_command(name, seeds, parse_budget(budget) if budget else None, out, world.value, cases)))
+    seconds = parse_budget(budget) if budget else None
+    print(markdown(ablate_command(name, seeds, seconds, out, world.value, cases, workers)))
 
 @app.command()
 def report(

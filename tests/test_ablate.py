@@ -27,6 +27,10 @@ def begin(seed):
     torch.manual_seed(seed)
     return OmniForCausalLM(CFG), OmniProcessor(TOK, CFG)
 
+def no_start(seed):
+    if seed: raise ValueError('nobody begins with this seed')
+    return begin(seed)
+
 TOY = A.Experiment('toy', 'does it?', {'A': A.Arm(), 'B, slow': A.Arm(trains={'1.2': dict(llm=1e-4)})}, (SEE,),
                    ('text loss', 'text right'), (LANG,), begin=begin)
 
@@ -57,6 +61,12 @@ def test_interrupted_and_called_again_gives_the_same_rows(whole, tmp_path, monke
     with pytest.raises(KeyboardInterrupt): go(tmp_path/'toy', every=-1.)
     monkeypatch.setattr(StageRun, 'one_step', step)
     assert go(tmp_path/'toy')['rows'] == whole['rows']
+
+def test_two_at_a_time_give_the_same_rows(whole, tmp_path):
+    assert go(tmp_path/'toy', workers=2)['rows'] == whole['rows']
+
+def test_a_fault_in_another_process_is_told(tmp_path):
+    with pytest.raises(ValueError, match='nobody'): go(tmp_path/'toy', exp=replace(TOY, begin=no_start), workers=2)
 
 def test_finished_runs_are_not_run_again(tmp_path, monkeypatch):
     first = go(tmp_path/'toy', 1)

@@ -1,5 +1,5 @@
 """Speech store, alignment and augmentation without any downloaded voice: a formula speaks."""
-import json
+import json, pickle
 import numpy as np
 import pytest
 import torch
@@ -60,6 +60,11 @@ def test_words_pair_off_or_are_given_up(text, symbols, want):
     words = S.words_of(text, symbols, phones)
     assert (words and [w for w, _, _ in words]) == want
 
+
+def test_another_process_maps_the_store_itself(tmp_path):
+    store = S.build_speech(LINES, tmp_path, workers=0, progress=False, speaker=beeper)
+    sent = pickle.dumps(store)
+    assert len(sent) < 500 and pickle.loads(sent).rows == store.rows
 
 def test_labels_cover_every_word_once_and_in_order():
     rng = np.random.default_rng(1)

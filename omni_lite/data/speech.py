@@ -493,6 +493,8 @@ class SpeechStore:
                 raise ValueError(f'{path} does not fit its index: build the store again')
             self.maps[k] = np.memmap(path, dt, 'r', shape=(total, *sh)) if total else np.empty((0, *sh), dt)
 
+    def __reduce__(self) -> tuple: return SpeechStore, (self.folder,)  # another process maps the files itself
+
     def __len__(self) -> int: return len(self.rows)
 
     def __getitem__(self,

@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['METRICS', 'UNDERSTANDS', 'COPIES', 'T95', 'Arm', 'shipped_start', 'Experiment', 'slug', 'changed', 'Probe', 'Metric',
            'measure', 'Lab', 'pace', 'interval', 'values', 'summary', 'differences', 'verdict', 'with_range',
-           'conclusions', 'commit', 'results_of', 'table', 'markdown', 'draw', 'plot', 'write_results',
+           'conclusions', 'commit', 'results_of', 'table', 'markdown', 'draw', 'plot', 'write_results', 'threads',
            'run_experiment']
 
-# %% ../../nbs/44_ablate.ipynb #f1af0bd2
+# %% ../../nbs/44_ablate.ipynb #0f3177b2
 import json, os, random, re, shutil, subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
 from importlib.util import find_spec
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -476,19 +479,43 @@ def write_results(lab:Lab, rows:list, seeds:int) -> dict: # of all finished runs
     beside('.md').write_text(markdown(results)); plot(results, beside('.png'))
     return results
 
+# %% ../../nbs/44_ablate.ipynb #9f8dbc92
+@contextmanager
+def threads(n:int): # at least 1
+    "So many threads for torch, meanwhile."
+    was = torch.get_num_threads(); torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(was)
+
+def _apart(lab, seed, arm=None):  # in a process of its own: a run, or what the runs of a seed begin with
+    lab.progress = False
+    with threads(1): return lab.run(arm, seed) if arm else lab.trunk(seed)
+
+# %% ../../nbs/44_ablate.ipynb #2e299127
+@patch
+def runs(self:Lab, seeds:int, workers:int=1) -> Iterator: # how many; runs at a time -> lists of rows, as runs end
+    "All arms with all seeds."
+    jobs = [(s, a) for s in range(seeds) for a in self.exp.arms]
+    if workers < 2: yield from (self.run(a, s) for s, a in jobs); return
+    with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
+        list(pool.map(_apart, [self]*seeds, range(seeds)))
+        for f in as_completed([pool.submit(_apart, self, *j) for j in jobs]): yield f.result()
+
 # %% ../../nbs/44_ablate.ipynb #93054d0e
 def run_experiment(
     exp:Experiment, out:Path, seeds:int=3, # what is asked; folder of the runs; how many
     seconds:float|None=None, steps:int=0, # of training of one arm and seed, None = its budget; of every stage instead
     world:World|None=None, store:SpeechStore|None=None, # facts, None = the small world; speech
     n:int=120, progress:bool=True, every:float=60., # see `Lab`
+    workers:int=1, # runs at a time
 ) -> dict: # what OUT.json holds
     "All arms with all seeds, from wherever they stand."
     from tqdm.auto import tqdm
-    lab, rows = Lab(exp, out, world or World('small'), store, n, progress, every), []
+    lab, rows, order = Lab(exp, out, world or World('small'), store, n, progress, every), [], list(exp.arms)
     for arm in exp.arms.values(): exp.stages_of(arm)
-    lab.make_plan(seconds or exp.budget, steps)
-    for seed, arm in tqdm([(s, a) for s in range(seeds) for a in exp.arms], desc=exp.name, disable=not progress):
-        rows += lab.run(arm, seed)
+    with threads(1 if workers > 1 else torch.get_num_threads()): lab.make_plan(seconds or exp.budget, steps)
+    runs = lab.runs(seeds, workers)
+    for done in tqdm(runs, desc=exp.name, total=seeds * len(order), disable=not progress):
+        rows = sorted(rows + done, key=lambda r: (r['seed'], order.index(r['arm'])))
         results = write_results(lab, rows, seeds)
     return results

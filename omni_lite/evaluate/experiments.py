@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'ROW', 'SEEN', 'EXPERIMENTS', 'ratio', 'paired', 'woven', 'voice', 'books', 'many', 'pulled', 'flowing',
-           'hearing', 'with_text', 'add', 'rated', 'no_books', 'shipped_model', 'ears', 'experiment', 'ablate_command']
+           'unaided', 'hearing', 'with_text', 'add', 'rated', 'no_books', 'shipped_model', 'ears', 'experiment',
+           'ablate_command']
 
 # %% ../../nbs/44a_experiments.ipynb #edca79f8
 from dataclasses import replace
@@ -104,12 +105,15 @@ def ears(**mixture) -> Arm: # task=share
     "Another mixture of the stage in which the ears learn."
     return Arm({'ears': mixture})
 
+unaided = Arm(config=dict(loss=dict(align=0.))) # no word in progress
+
 hearing = Stage('ears', 'lm', ROW['3'].trains, dict(hear=.25, spoken=.45, text=.15, turns=.15), .2)
 add(Experiment('gap', 'What narrows the gap between questions heard and the same questions read?',
-    {'plain': Arm(), 'more transcripts': ears(hear=.45, spoken=.25, text=.15, turns=.15),
+    {'plain': unaided, 'word in progress': Arm(),
+     'more transcripts': ears(hear=.45, spoken=.25, text=.15, turns=.15),
      'interleaved': ears(intlv=.25, spoken=.45, text=.15, turns=.15),
-     'its own reading': ears(hear=.25, spoken_taught=.45, text=.15, turns=.15)}, (hearing,),
-    ('gap', 'spoken right', 'same read right', 'transcript loss', 'text loss'), (ROW['2.1'],), 300.))
+     'its own reading': ears(hear=.25, spoken_taught=.45, text=.15, turns=.15)}, (ROW['2.1'], hearing),
+    ('gap', 'spoken right', 'same read right', 'transcript loss', 'text loss'), budget=300.))
 add(Experiment('sounds', 'What do everyday sounds beside speech cost the speech?',
     {'speech alone': ears(hear=.35, spoken=.35, say=.3),
      'with sounds': ears(hear=.3, spoken=.3, say=.26, sound=.14)}, (hearing,),
@@ -128,8 +132,10 @@ def experiment(name:str) -> Experiment: # a key of EXPERIMENTS
 def ablate_command(
     name:str, seeds:int=3, seconds:float|None=None, # of the experiment; how many; training per arm and seed
     out:Path|None=None, world:str='small', n:int=120, # folder, None = results/NAME; its size; cases per metric
+    workers:int=1, # runs at a time, each on a core of its own
 ) -> dict: # what OUT.json holds
     "Run an experiment on the shipped start."
     exp = experiment(name)
     if seeds < 1: raise ValueError(f'{seeds} seeds are none: ask for one or more, three for an interval')
-    return run_experiment(exp, out or Path('results')/name, seeds, seconds, 0, World(world), world_store(world), n)
+    return run_experiment(exp, out or Path('results')/name, seeds, seconds, 0, World(world), world_store(world), n,
+                          workers=workers)
