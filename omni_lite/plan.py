@@ -266,7 +266,7 @@ class Setup:
             raise ValueError(f"{self.devices} devices do nothing together with parallel 'none': choose ddp or fsdp2.")
 
 def _optimise(sh, params, every): # books of one update, bytes of its state, bytes it needs meanwhile; each shape runs once
-    from omni_lite.train.trainer import MuonAdamW, is_hidden
+    from omni_lite.train.muon import MuonAdamW, is_hidden
     total, state, most = Books(), 0, 0
     with sh:
         for shape, n in Counter(tuple(p.shape) for p in params).items():
@@ -411,7 +411,7 @@ def cpu_seconds(
 def _real(preset, stage): # the same step with numbers
     from omni_lite.config import preset as get_preset
     from omni_lite.omni.model import OmniForCausalLM
-    from omni_lite.train.trainer import MuonAdamW
+    from omni_lite.train.muon import MuonAdamW
     torch.manual_seed(0); cfg = get_preset(preset)
     m = OmniForCausalLM(cfg); objective = _objective(m, stage)
     params, batch = _trained(m, objective, stage), _batch(cfg, preset, stage, Setup())[0]

@@ -60,7 +60,7 @@ def train(how, steps=STEPS, tie=False, resume=None, save=None, opt=None):
 
 def muon(how, resume=None, save=None):
     "Four steps of the trainer's optimiser with a rate set from outside; saved after two."
-    from omni_lite.train.trainer import MuonAdamW
+    from omni_lite.train.muon import MuonAdamW
     m = model(dim=64); run = S.parallelize(m, how)  # wide enough for Muon
     alike = dict(hands=S.world_size(), me=S.rank()) if how == 'ddp' else {}
     params = list(m.parameters()); opt, log = MuonAdamW([dict(params=params, lr=1e-3)], **alike), []
@@ -74,7 +74,7 @@ def muon(how, resume=None, save=None):
 
 def stages(how, precision='fp32'):
     "Two stages on one model: what moved in each, and the losses."
-    from omni_lite.train.trainer import MuonAdamW
+    from omni_lite.train.muon import MuonAdamW
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, StateDictOptions
     m, losses, moved = model(dim=64), [], []
     state = lambda: get_model_state_dict(m, options=StateDictOptions(full_state_dict=True)) 

@@ -17,7 +17,8 @@ from omni_lite.omni.model import OmniForCausalLM, build_llm, look_back, start_sh
 from omni_lite.omni.processor import OmniProcessor
 from omni_lite.text import train_tokenizer
 from omni_lite.train.stages import NANO, freeze, recipe
-from omni_lite.train.trainer import LMObjective, MuonAdamW
+from omni_lite.train.muon import MuonAdamW
+from omni_lite.train.trainer import LMObjective
 
 WORLD = World('small')
 
