@@ -39,12 +39,12 @@ EASY = C.CleanConfig(language=None)
 # ---- single measures
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 99), st.floats(.02, 1.), st.floats(0, 1.), st.floats(0, 1.))
+@given(st.integers(0, 99), st.floats(.05, 1.), st.floats(0, 1.), st.floats(0, 1.))
 def test_speech_is_found_whatever_surrounds_it(seed, gain, before, behind):
     x = torch.from_numpy(talk(seed)); pad = lambda s: torch.zeros(int(s*RATE))
     inner = C.speech_frames(C.levels(x)).nonzero()[:, 0]; shift = int(before*RATE)/160
     got = C.speech_frames(C.levels(torch.cat([pad(before), gain*x, pad(behind)]))).nonzero()[:, 0]
-    near = lambda a, b: abs(a - b - shift) < 4  # frames of 10 ms; the shift is no whole number of them
+    near = lambda a, b: abs(a - b - shift) <= 3  # frames of 10 ms; quieter yet, the ends of words fall below `quiet_db`
     assert near(got[0], inner[0]) and near(got[-1], inner[-1])
 
 def test_clicks_and_silence_are_no_speech():

@@ -479,9 +479,9 @@ def write_results(lab:Lab, rows:list, seeds:int) -> dict: # of all finished runs
     beside('.md').write_text(markdown(results)); plot(results, beside('.png'))
     return results
 
-# %% ../../nbs/44_ablate.ipynb #9f8dbc92
+# %% ../../nbs/44_ablate.ipynb #c290e6cd
 @contextmanager
-def threads(n:int): # at least 1
+def threads(n:int) -> Iterator[None]: # at least 1
     "So many threads for torch, meanwhile."
     was = torch.get_num_threads(); torch.set_num_threads(n)
     try: yield

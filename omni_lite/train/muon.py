@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['A', 'B', 'C', 'orthogonal', 'by_rows', 'on_whole', 'Muon', 'is_hidden', 'deal', 'MuonAdamW']
 
-# %% ../../nbs/35c_muon.ipynb #4107d499
+# %% ../../nbs/35c_muon.ipynb #dfc34e1f
+from collections.abc import Callable
 import torch
 from torch import distributed as dist, Tensor
 from fastcore.basics import patch
@@ -31,7 +32,7 @@ def by_rows(u:Tensor, rows:int, rounds:int) -> Tensor: # (n, m); at a time, at m
     if u.is_cuda and not len(u) % rows: return orthogonal(u.unflatten(0, (-1, rows)), rounds).flatten(0, 1)
     return torch.cat([orthogonal(b, rounds) for b in u.split(rows)])  # on a processor sooner done than in one batch
 
-def on_whole(f, u:Tensor) -> Tensor: # of a matrix; (n, m), perhaps of FSDP2 -> the same kind
+def on_whole(f:Callable, u:Tensor) -> Tensor: # of a matrix; (n, m), perhaps of FSDP2 -> the same kind
     "What a function makes of a matrix, also where every process holds a shard of it."
     if not hasattr(u, 'placements'): return f(u)
     from torch.distributed.tensor import DTensor, Replicate

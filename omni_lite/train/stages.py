@@ -91,9 +91,9 @@ def _hearing() -> list:  # stages 2 and 3 of the paper
 # %% ../../nbs/35_stages.ipynb #429b3a0d
 def _answering() -> list:  # stage 4 of the paper
     return [
-        Stage('4.1', 'lm', dict(llm=1e-3, bridge=5e-4, audio_embed=1e-3, eye=2e-4), dict(spoken=.35, spoken_picture=.12,
-              spoken_clip=.06, sound=.08, picture=.15, clip=.06, text=.06, turns=.06,
-              answer_aloud=.06), .06, 'understanding SFT'),
+        Stage('4.1', 'lm', dict(llm=1e-3, bridge=5e-4, audio_embed=1e-3, eye=2e-4), dict(spoken=.33, spoken_picture=.12,
+              spoken_clip=.06, sound=.07, picture=.13, clip=.05, text=.06, turns=.06,
+              answer_aloud=.06, picture_aloud=.03, clip_aloud=.03), .06, 'understanding SFT'),
         Stage('4.2', 'lm', dict(head=1e-3, audio_embed=5e-4), dict(answer_aloud=.45, spoken_aloud=.25,
               picture_aloud=.08, spoken_picture_aloud=.08, clip_aloud=.06, sound_aloud=.08), .05,
               'speech SFT: head and embeddings')]
