@@ -108,7 +108,7 @@ def no_text(p:Patient) -> Case:
 @failure('text falls after audio', 'text after audio')
 def text_falls(p:Patient) -> Case:
     "The same, but stopped early."
-    m, curve = _senses_only(p, 18)
+    m, curve = _senses_only(p, 12)
     past = {s: l for s, l in p.past if l < 1}  # the very first stage cannot read yet
     checks = [examine(q, 'text after audio') for q in (p, p.like(m))]
     return Case(*checks, dict(stages=[*past.values(), curve[-1]]), model=m)
