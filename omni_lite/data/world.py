@@ -154,10 +154,11 @@ def _family(self:World, family, split):
         raise ValueError(f'{family!r} shows no emoji, so it has no held-out style: choose one of {", ".join(styled)}.')
     return FAMILIES[family]
 
-# %% ../../nbs/30_world.ipynb #c1865a5a
+# %% ../../nbs/30_world.ipynb #17ea39dc
 def _draw_again(slots, r):
     drawn = slots['image']['items'] if 'image' in slots else [slots['clip']]
-    styles = [s for s in LEARNT if all(s in styles_of(d['thing']) for d in drawn)]
+    known = [styles_of(thing) for thing in {d['thing'] for d in drawn}]
+    styles = [s for s in LEARNT if all(s in k for k in known)]
     look = dict(style=r.choice(styles), hand=max(0, r.randrange(-HANDS//4, HANDS)))  # some stay as they are
     for d in drawn: d.update(look)
 
