@@ -190,18 +190,24 @@ def train(
     card:Annotated[bool, typer.Option('--report/--no-report', help='end with a report card')]=True,
     track:Annotated[Optional[str], typer.Option(help='keep curves: tensorboard or trackio (pip install it first)')]=None,
     parallel:Annotated[str, typer.Option(help='none, ddp or fsdp2: what the processes of torchrun do together')]='none',
-    precision:Annotated[str, typer.Option(help='fp32 or bf16')]='fp32',
+    precision:Annotated[str, typer.Option(help='fp32, bf16, or auto: bf16 where the machine multiplies it natively')]='auto',
     checkpointing:Annotated[bool, typer.Option('--checkpointing', help='compute blocks again in the backward pass')]=False,
     accumulate:Annotated[int, typer.Option(min=1, help='batches per step')]=1,
+    llm:Annotated[Optional[str], typer.Option(help='a trained language model to start from: folder or hub name (lite needs it)')]=None,
+    ear:Annotated[Optional[str], typer.Option(help='a trained Whisper: folder or hub name')]=None,
+    eye:Annotated[Optional[str], typer.Option(help='a trained Qwen2-VL or its tower: folder or hub name')]=None,
+    vocoder:Annotated[Optional[str], typer.Option(help='file of a trained HiFi-GAN generator')]=None,
 ):
     "Run the stages of the paper within a budget of time, then the report card."
     seconds = parse_budget(budget)
     begin = _checkpoint(None) if start == 'shipped' else _folder(Path(start), 'a checkpoint to start from') if start else None
     if resume and not out.is_dir(): raise FileNotFoundError(f'{out} does not exist, so there is nothing to resume: leave --resume out.')
+    parts = {k: v for k, v in dict(llm=llm, ear=ear, eye=eye, vocoder=vocoder).items() if v}
+    if parts and begin: raise ValueError('--from brings all parts: leave it out, or --llm, --ear, --eye and --vocoder')
     from omni_lite.train.trainer import train_command
     model = train_command(preset=preset, budget=seconds, world=world.value, start=begin, out=out, resume=resume, seed=seed,
                           track=track, parallel=parallel, precision=precision, checkpointing=checkpointing,
-                          accumulate=accumulate)
+                          accumulate=accumulate, parts=parts)
     if card and os.environ.get('RANK', '0') == '0': report(model=Path(model or out), out=out/'report', world=world)
 
 @app.command()

@@ -271,3 +271,25 @@ def test_no_vocoder_there(shop, tmp_path):
     for source, word in ((tmp_path/'g_1', 'fetch it again'), (tmp_path/'none', '0 generators'), (shop/'x.pth', 'check the path')):
         with pytest.raises(ValueError) as e: assemble(shop/'llama', vocoder=source, cfg=TINY)
         assert says(e, source, word)
+
+# ---- trained from the command line
+
+def test_a_run_begins_from_parts(shop, tmp_path, monkeypatch, capsys):
+    "`omni-lite train --preset lite --llm ...`: every stage of lite's recipe, but for the eye, which was given."
+    from made import beeper
+    from omni_lite.data.speech import build_speech, world_lines
+    from omni_lite.data.world import World
+    from omni_lite.train import trainer as T
+    store = build_speech(world_lines(World('small'), 400), tmp_path/'store', 0, False, speaker=beeper)
+    monkeypatch.setattr(T, 'world_store', lambda *a: store)
+    monkeypatch.setattr(T, 'get_preset', lambda name: replace(TINY, name=name))
+    out = T.train_command('lite', 3., out=tmp_path/'run', parts=dict(llm=shop/'llama', ear=shop/'ear', eye=shop/'eye'))
+    stages = json.loads((out/'stages.json').read_text())['stages']
+    assert [s['stage'] for s in stages] == ['tokenizer', 'flow', 'vocoder', '1.1', '1.2', '2.1', '2.2', '3', '4.1', '4.2']
+    assert all(s['steps'] > 0 for s in stages) and 'language model' in capsys.readouterr().out
+    OmniForCausalLM.from_pretrained(out); OmniProcessor.from_pretrained(out)
+
+def test_lite_without_parts_says_what_to_give(tmp_path):
+    from omni_lite.train.trainer import train_command
+    with pytest.raises(ValueError, match='lite starts from trained parts: name a folder or a hub name with --llm'):
+        train_command('lite', 1., out=tmp_path)

@@ -36,7 +36,7 @@ from ..omni.processor import OmniProcessor
 from ..paths import cache_dir, root, shipped
 from ..train.codec import SoundBatches, TokenizerObjective
 from ..train.stages import Stage
-from ..train.trainer import StageRun, Workshop, batch_sizes, load_start, run_recipe
+from ..train.trainer import StageRun, Workshop, batch_sizes, load_start, native, run_recipe
 from ..train.watch import answered, batch_of, books_in_use
 
 # %% ../../nbs/44_ablate.ipynb #97ef9a13
@@ -228,8 +228,8 @@ METRICS |= {
     'books in use': Metric(_in_use, 'share', 'more', 'speech', True),
     'dictation loss': Metric(Probe.dictation, needs='speech', last=True),
     'sound right': Metric(lambda p: p.right('sound'), 'share', 'more', 'codes', True),
-    'same read right': Metric(lambda p: p.right('read'), 'share', 'more', 'codes', True),
-    'gap': Metric(lambda p: p.right('read') - p.right('spoken'), 'share', 'less', 'codes', True)}
+    'same read right': Metric(lambda p: p.right('read'), 'share', 'more', 'codes'),
+    'gap': Metric(lambda p: p.right('read') - p.right('spoken'), 'share', 'less', 'codes')}
 
 # %% ../../nbs/44_ablate.ipynb #db4cc62a
 @patch
@@ -280,7 +280,8 @@ def shop(self:Lab, seed:int, arm:Arm=Arm(), weights:Path|None=None) -> Workshop:
     if weights: load_model(model, weights)
     model, proc = changed(model, proc, arm.config, seed)
     sizes = self.plan['tokens'], self.plan['frames']
-    w = Workshop(model, proc, self.world, self.store, seed, *sizes, progress=self.progress)
+    how = dict(progress=self.progress, precision=native('auto', model.device))
+    w = Workshop(model, proc, self.world, self.store, seed, *sizes, **how)
     w.codes = self.codes(model)
     return w
 

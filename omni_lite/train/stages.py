@@ -57,13 +57,13 @@ def _given() -> list:  # what the paper takes from elsewhere
     return [
         Stage('lookup', 'lm', dict(llm=3e-3), dict(owners=.6, colors=.4), .03, 'two blocks learn to look things up', 2),
         Stage('lang', 'lm', dict(llm=3e-3), dict(corpus=.15, text=.35, turns=.3, ahead=.15,
-              owners=.05), .07,
+              owners=.05), .09,
               'language pretraining: what a pretrained LLM is to the paper'),
-        Stage('tokenizer', 'tokenizer', dict(tokenizer=2e-3), {}, .25,
+        Stage('tokenizer', 'tokenizer', dict(tokenizer=2e-3), {}, .27,
               'codec: mel, phones and, through the frozen LLM, the transcript'),
-        Stage('flow', 'flow', dict(flow=2e-3), {}, .05, 'flow-matching decoder on frozen codes'),
-        Stage('vocoder', 'vocoder', dict(vocoder=2e-3), {}, .06, 'mel to wave'),
-        Stage('eye', 'eye', dict(eye=2e-3, bridge=2e-3), dict(caption=.7, clip=.3), .08,
+        Stage('flow', 'flow', dict(flow=2e-3), {}, .04, 'flow-matching decoder on frozen codes'),
+        Stage('vocoder', 'vocoder', dict(vocoder=2e-3), {}, .04, 'mel to wave'),
+        Stage('eye', 'eye', dict(eye=2e-3, bridge=2e-3), dict(caption=.7, clip=.3), .09,
               'eye pretraining: which word each part of the picture shows')]
 
 # %% ../../nbs/35_stages.ipynb #725c7fe8
@@ -85,8 +85,8 @@ def _hearing() -> list:  # stages 2 and 3 of the paper
         Stage('2.2', 'lm', rates, dict(hear=.07, say=.07, spoken=.06, picture=.25, clip=.15, text=.15,
               turns=.15, corpus=.1), .05,
               'image-audio-text at 0.2 : 0.4 : 0.4'),
-        Stage('3', 'lm', dict(rates), dict(hear=.2, say=.25, spoken=.15, answer_aloud=.1, sound=.05, picture=.1,
-              clip=.03, spoken_picture=.05, turns=.07), .19, 'omni with video')]
+        Stage('3', 'lm', dict(rates), dict(hear=.18, say=.21, spoken=.15, answer_aloud=.09, sound=.04, picture=.12,
+              clip=.06, spoken_picture=.05, text=.05, turns=.05), .18, 'omni with video')]
 
 # %% ../../nbs/35_stages.ipynb #429b3a0d
 def _answering() -> list:  # stage 4 of the paper
@@ -95,7 +95,7 @@ def _answering() -> list:  # stage 4 of the paper
               spoken_clip=.06, sound=.07, picture=.13, clip=.05, text=.06, turns=.06,
               answer_aloud=.06, picture_aloud=.03, clip_aloud=.03), .06, 'understanding SFT'),
         Stage('4.2', 'lm', dict(head=1e-3, audio_embed=5e-4), dict(answer_aloud=.45, spoken_aloud=.25,
-              picture_aloud=.08, spoken_picture_aloud=.08, clip_aloud=.06, sound_aloud=.08), .05,
+              picture_aloud=.08, spoken_picture_aloud=.08, clip_aloud=.06, sound_aloud=.08), .04,
               'speech SFT: head and embeddings')]
 
 # %% ../../nbs/35_stages.ipynb #646239e6
@@ -172,10 +172,11 @@ RECIPES = {'nano': NANO, 'tiny': NANO, 'lite': LITE, '7b': PAPER}
 # %% ../../nbs/35_stages.ipynb #d19296cb
 def recipe(
     preset:str='nano', shipped:bool=False, # its name; start from a trained language model and codec?
+    given:tuple=(), # kinds of stage that trained parts make needless: 'eye', 'vocoder'
 ) -> list: # of Stage; their shares, where there are any, sum to 1
     "The stages of a preset."
     if preset not in RECIPES: raise ValueError(f"no recipe for '{preset}': choose {', '.join(RECIPES)}")
-    rows = [s for s in RECIPES[preset] if not (shipped and s.name in GIVEN)]
+    rows = [s for s in RECIPES[preset] if not (shipped and s.name in GIVEN or s.kind in given)]
     total = sum(s.share for s in rows)
     return [replace(s, share=s.share/total) for s in rows] if total else rows
 
