@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../../nbs/45_checkup.ipynb #3133d218
-import omni_lite.omni.generate  # gives the model transcribe
 from ..audio.mel import EAR_RATE, VOICE_RATE, load_sound, pad_tokens, voice_mel, whisper_mel
 from ..audio.rvq import usage
 from ..data.interleave import chat_row, tts_row
@@ -28,13 +27,13 @@ from ..data.mixture import collate_packed
 from ..data.tasks import Material
 from ..data.world import World
 from .judge import normal
-from ..omni.generate import Conversation
+from ..omni.generate import Conversation, to_say
 from ..omni.model import OmniForCausalLM
 from ..omni.other_heads import FrameStream
 from ..omni.processor import OmniProcessor
 from ..omni.rows import collate
 from ..paths import shipped
-from ..text import ALOUD, ASSISTANT, SAY, SPEAK, USER
+from ..text import SPEAK
 from ..train.trainer import text_loss
 from ..train.watch import answered, text_rose
 
@@ -84,7 +83,8 @@ def say_frames(
     texts:list, most:int=60, # to be said; steps after which nobody waits any longer
 ) -> list: # of (codes (n, L), whether the model ended by itself)
     "The likeliest speech frames of several texts, in one batch."
-    c, end, out = Conversation(m, proc).read([_asked(proc, t) for t in texts]), m.cfg.ids.end, [[] for _ in texts]
+    asked, end, out = [to_say(t, proc).tag(SPEAK[0]).done() for t in texts], m.cfg.ids.end, [[] for _ in texts]
+    c = Conversation(m, proc).read(asked)
     streams, none = [FrameStream(m.head) for _ in texts], torch.zeros(0, len(m.head.sizes), dtype=torch.long)
     for _ in range(most):
         c.step(); x = c.token_rows([end]*len(texts))
@@ -95,11 +95,6 @@ def say_frames(
         if all(s.over for s in streams): break
         c.queue(x)
     return [(torch.stack(o) if o else none, s.over) for o, s in zip(out, streams)]
-
-# %% ../../nbs/45_checkup.ipynb #5a456cf4
-def _asked(proc, text):  # the row after which speech begins
-    b = proc.builder.tag(USER).text(f'{SAY} {text}').tag(ALOUD).tag(ASSISTANT).text(text)
-    return b.tag(SPEAK[0]).done()
 
 # %% ../../nbs/45_checkup.ipynb #753f932b
 @torch.no_grad()
