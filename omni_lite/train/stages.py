@@ -55,15 +55,15 @@ def check(self:Stage) -> None:
 # %% ../../nbs/35_stages.ipynb #3ed66835
 def _given() -> list:  # what the paper takes from elsewhere
     return [
-        Stage('lookup', 'lm', dict(llm=3e-3), dict(owners=.6, colors=.4), .03, 'two blocks learn to look things up', 2),
+        Stage('lookup', 'lm', dict(llm=1.5e-3), dict(owners=.6, colors=.4), .02, 'two blocks learn to look things up', 2),
         Stage('lang', 'lm', dict(llm=3e-3), dict(corpus=.15, text=.35, turns=.3, ahead=.15,
-              owners=.05), .09,
+              owners=.05), .08,
               'language pretraining: what a pretrained LLM is to the paper'),
-        Stage('tokenizer', 'tokenizer', dict(tokenizer=2e-3), {}, .27,
+        Stage('tokenizer', 'tokenizer', dict(tokenizer=2e-3), {}, .28,
               'codec: mel, phones and, through the frozen LLM, the transcript'),
         Stage('flow', 'flow', dict(flow=2e-3), {}, .04, 'flow-matching decoder on frozen codes'),
-        Stage('vocoder', 'vocoder', dict(vocoder=2e-3), {}, .04, 'mel to wave'),
-        Stage('eye', 'eye', dict(eye=2e-3, bridge=2e-3), dict(caption=.7, clip=.3), .09,
+        Stage('vocoder', 'vocoder', dict(vocoder=2e-3), {}, .03, 'mel to wave'),
+        Stage('eye', 'eye', dict(eye=2e-3, bridge=2e-3), dict(caption=.7, clip=.3), .12,
               'eye pretraining: which word each part of the picture shows')]
 
 # %% ../../nbs/35_stages.ipynb #725c7fe8
@@ -72,7 +72,7 @@ def _seeing() -> list:  # stage 1 of the paper
         Stage('1.1', 'lm', dict(bridge=2e-3), dict(picture=.6, caption=.2, clip=.2), .01,
               'image-text alignment: projector only'),
         Stage('1.2', 'lm', dict(llm=1e-3, bridge=1e-3, eye=5e-4),
-              dict(picture=.35, caption=.05, clip=.2, text=.15, turns=.15, corpus=.1), .06,
+              dict(picture=.35, caption=.05, clip=.2, text=.15, turns=.15, corpus=.1), .07,
               'image-text pretraining with 40 % text')]
 
 # %% ../../nbs/35_stages.ipynb #8e43e988
@@ -83,10 +83,10 @@ def _hearing() -> list:  # stages 2 and 3 of the paper
               dict(hear=.3, say=.4, spoken=.1, sound=.05, itts=.1, intlv=.05), .04,
               'audio alignment: embeddings and head, LLM frozen'),
         Stage('2.2', 'lm', rates, dict(hear=.07, say=.07, spoken=.06, picture=.25, clip=.15, text=.15,
-              turns=.15, corpus=.1), .05,
+              turns=.15, corpus=.1), .04,
               'image-audio-text at 0.2 : 0.4 : 0.4'),
         Stage('3', 'lm', dict(rates), dict(hear=.18, say=.21, spoken=.15, answer_aloud=.09, sound=.04, picture=.12,
-              clip=.06, spoken_picture=.05, text=.05, turns=.05), .18, 'omni with video')]
+              clip=.06, spoken_picture=.05, text=.05, turns=.05), .17, 'omni with video')]
 
 # %% ../../nbs/35_stages.ipynb #429b3a0d
 def _answering() -> list:  # stage 4 of the paper

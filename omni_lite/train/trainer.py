@@ -10,7 +10,7 @@ __all__ = ['START', 'BEFORE', 'LMObjective', 'EyeObjective', 'keep_memory', 'Wor
 
 # %% ../../nbs/36_trainer.ipynb #b8165287
 import json, random, shutil, time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from fastcore.basics import patch
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..data.mixture import Ahead, Batches, Mixture, Packed
 from ..data.tasks import Material, TASKS, bind, encode_store
 from ..audio.mel import VOICE_RATE, load_sound, voice_mel
 from ..data.pictures import render_picture
-from ..omni.model import OmniForCausalLM, look_back, start_shallow
+from ..omni.model import OmniForCausalLM, look_back, match_up, start_shallow
 from ..omni.codec import whole
 from ..omni.voice import Voice
 import omni_lite.omni.generate  # gives the model generate, transcribe and say
@@ -194,8 +194,8 @@ class StageRun:
     ):
         from accelerate import Accelerator
         self.shop, self.stage, self.seconds, self.steps = shop, stage, seconds, steps
-        how, precision = (shop.parallel[k] for k in ('how', 'precision'))
-        self.acc = accelerator or Accelerator(mixed_precision='bf16' if precision == 'bf16' else 'no')
+        how = shop.parallel['how']
+        self.acc = accelerator or Accelerator()
         torch.manual_seed(shop.seed + sum(map(ord, stage.name)) + rank())
         self.data, raw = shop.data(stage), shop.objective(stage)
         groups = freeze(shop.model, stage)
@@ -243,11 +243,14 @@ def native(
     return precision if precision != 'auto' else 'bf16' if product_type(device) == torch.bfloat16 else 'fp32'
 
 @patch
-def attention(self:StageRun) -> AbstractContextManager: # for the forward pass
-    "Plain products instead of fused attention, for bfloat16 on a processor."
+def low(self:StageRun) -> AbstractContextManager: # for the forward pass
+    "bfloat16 where it was asked for, on a processor with plain products instead of fused attention."
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    low = self.shop.parallel['precision'] == 'bf16' and self.acc.device.type == 'cpu'
-    return sdpa_kernel(SDPBackend.MATH) if low else nullcontext()
+    if self.shop.parallel['precision'] != 'bf16': return nullcontext()
+    both, kind = ExitStack(), self.acc.device.type
+    both.enter_context(torch.autocast(kind, torch.bfloat16))
+    if kind == 'cpu': both.enter_context(sdpa_kernel(SDPBackend.MATH))
+    return both
 
 # %% ../../nbs/36_trainer.ipynb #3900cb83
 @patch
@@ -260,7 +263,7 @@ def one_step(self:StageRun) -> dict: # loss terms as floats
     self.opt.zero_grad()
     for _ in range(self.shop.accumulate):
         batch = send_to_device(next(self.data), self.acc.device)
-        with self.attention(): out = self.objective(batch, p)
+        with self.low(): out = self.objective(batch, p)
         self.acc.backward(out['loss'] / self.shop.accumulate)
     norms = self.grad_norms() if self.step % 20 == 19 else {}
     self.acc.clip_grad_norm_(self.trained, 1.)
@@ -285,12 +288,10 @@ class Log:
 # %% ../../nbs/36_trainer.ipynb #853bc4e9
 def tracked(
     track:str, out:Path, # 'tensorboard', 'trackio' or another that accelerate knows; of the run
-    precision:str='fp32', # or 'bf16'
 ) -> 'Accelerator':
     "An accelerator that keeps curves."
     from accelerate import Accelerator
-    cast = 'bf16' if precision == 'bf16' else 'no'
-    try: acc = Accelerator(mixed_precision=cast, log_with=track, project_dir=out)
+    try: acc = Accelerator(log_with=track, project_dir=out)
     except (ValueError, ImportError): acc = None
     if acc is None or not acc.log_with:
         raise ValueError(f'{track} cannot be used here: pip install {track}, or leave it out')
@@ -510,7 +511,7 @@ def new_model(
     tok = train_tokenizer(l for l, _ in zip(world.corpus(seed), range(6000)))
     cfg = get_preset(preset); cfg = replace(cfg, llm=replace(cfg.llm, vocab_size=len(tok)))
     torch.manual_seed(seed)
-    model = OmniForCausalLM(cfg); look_back(model.llm); start_shallow(model.llm)
+    model = OmniForCausalLM(cfg); look_back(model.llm); match_up(model.llm); start_shallow(model.llm)
     return model, OmniProcessor(tok, cfg)
 
 def joined(
@@ -568,7 +569,7 @@ def train_command(
     tokens, frames = batch_sizes(budget)
     shop = Workshop(model.to(device), proc, made, store, seed, tokens, frames, keep=out/'codes.npy',
                     accumulate=accumulate, how=parallel, precision=precision, checkpointing=checkpointing)
-    acc = tracked(track, out, precision) if track else None
+    acc = tracked(track, out) if track else None
     results = run_recipe(shop, recipe(preset, bool(start), tuple(parts or ())), budget, out=out, acc=acc)
     save_whole(model, out, tok=proc.tok)
     past = dict(preset=preset, budget=budget, world=world, seed=seed, stages=results)
