@@ -13,7 +13,7 @@ from omni_lite.data.tasks import Material, bind
 from omni_lite.data.world import World
 from omni_lite.config import Sampling
 from omni_lite.omni.voice import Voice
-from omni_lite.omni.model import OmniForCausalLM, build_llm, look_back, start_shallow
+from omni_lite.omni.model import OmniForCausalLM, build_llm, look_back, match_up, start_shallow
 from omni_lite.omni.processor import OmniProcessor
 from omni_lite.text import train_tokenizer
 from omni_lite.train.stages import NANO, freeze, recipe
@@ -135,6 +135,18 @@ def test_heads_look_back_at_any_distance_from_the_start(heads, keys, dim):
     for h in range(heads):
         back = h // (heads//keys) + 1
         assert seen[h].argmax(-1)[back:].tolist() == list(range(40 - back))
+
+@pytest.mark.parametrize('heads, keys, dim', [(4, 4, 256), (4, 2, 256), (2, 2, 128)])
+def test_the_second_block_compares_words(heads, keys, dim):
+    "Behind a word that comes again, one head looks at the places where it stands, wherever they are."
+    torch.manual_seed(0)
+    llm = build_llm(LLMConfig(512, dim, 3, heads, keys, dim)); look_back(llm); match_up(llm); llm.set_attn_implementation('eager')
+    ids = torch.stack([torch.randperm(512)[:24] for _ in range(40)]); first = torch.arange(40) % 16 + 2
+    ids[torch.arange(40), 22] = ids[torch.arange(40), first]
+    with torch.no_grad(): seen = llm(ids, output_attentions=True).attentions[1][:, 0, 23]  # (40, 24)
+    best = seen.argmax(-1)
+    assert ((best == first) | (best == 22)).float().mean() > .9
+    assert seen[torch.arange(40), first].mean() > 5/24  # five times what chance gives
 
 def test_blocks_that_begin_as_nothing_add_nothing():
     torch.manual_seed(0)

@@ -72,19 +72,22 @@ def start_shallow(
     "Later blocks begin as nothing: what they add is zero."
     for b in llm.model.layers[blocks:]: b.self_attn.o_proj.weight.zero_(); b.mlp.down_proj.weight.zero_()
 
-# %% ../../nbs/22_model.ipynb #006fefcc
+# %% ../../nbs/22_model.ipynb #107b8c46
 @torch.no_grad()
 def match_up(
-    llm:nn.Module, gain:float=1.4, # a Qwen2 of two or more blocks; of the comparison
+    llm:nn.Module, gain:float=1.4, reach:float=16., # a Qwen2 of two or more blocks; of the comparison; steps, see above
 ) -> None:
     "Let the second block's first head find the word that the first block's first head has brought."
     a, b = (l.self_attn for l in llm.model.layers[:2]); emb = llm.get_input_embeddings().weight
     keys, width, dim = llm.config.num_key_value_heads, a.head_dim, emb.shape[1]
     each = llm.config.num_attention_heads // keys
-    p = torch.linalg.qr(torch.randn(dim, keys*width))[0].T.view(keys, width, dim)  # rows at right angles
+    p, m = (torch.linalg.qr(torch.randn(dim, keys*width))[0].T.view(keys, width, dim) for _ in 'pm')  # at right angles
     a.v_proj.weight.copy_(p.flatten(0, 1))
-    a.o_proj.weight.copy_(emb.std()/each * p.repeat_interleave(each, 0).flatten(0, 1).T)
-    for proj in (b.q_proj, b.k_proj): proj.weight[:width] = gain * p[0]
+    a.o_proj.weight.copy_(emb.std()/each * m.repeat_interleave(each, 0).flatten(0, 1).T)
+    llm.model.layers[0].mlp.down_proj.weight.zero_()
+    speed = llm.config.rope_parameters['rope_theta'] ** (-torch.arange(width//2) / (width/2))
+    slow = gain * (speed < 1/reach).float().repeat(2)[:, None]
+    b.q_proj.weight[:width], b.k_proj.weight[:width] = slow*m[0], slow*p[0]
 
 # %% ../../nbs/22_model.ipynb #45bd89d9
 def splice(
