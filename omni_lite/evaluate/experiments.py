@@ -112,6 +112,7 @@ add(Experiment('gap', 'What narrows the gap between questions heard and the same
     {'plain': unaided, 'word in progress': Arm(),
      'more transcripts': ears(hear=.45, spoken=.25, text=.15, turns=.15),
      'interleaved': ears(intlv=.25, spoken=.45, text=.15, turns=.15),
+     'interleaved and transcripts': ears(hear=.2, intlv=.25, spoken=.25, text=.15, turns=.15),
      'its own reading': ears(hear=.25, spoken_taught=.45, text=.15, turns=.15)}, (ROW['2.1'], hearing),
     ('gap', 'spoken right', 'same read right', 'transcript loss', 'text loss'), budget=300.))
 add(Experiment('sounds', 'What do everyday sounds beside speech cost the speech?',

@@ -62,8 +62,8 @@ def _given() -> list:  # what the paper takes from elsewhere
         Stage('tokenizer', 'tokenizer', dict(tokenizer=2e-3), {}, .28,
               'codec: mel, phones and, through the frozen LLM, the transcript'),
         Stage('flow', 'flow', dict(flow=2e-3), {}, .04, 'flow-matching decoder on frozen codes'),
-        Stage('vocoder', 'vocoder', dict(vocoder=2e-3), {}, .03, 'mel to wave'),
-        Stage('eye', 'eye', dict(eye=2e-3, bridge=2e-3), dict(caption=.7, clip=.3), .12,
+        Stage('vocoder', 'vocoder', dict(vocoder=2e-3), {}, .05, 'mel to wave'),
+        Stage('eye', 'eye', dict(eye=2e-3, bridge=2e-3), dict(caption=.7, clip=.3), .11,
               'eye pretraining: which word each part of the picture shows')]
 
 # %% ../../nbs/35_stages.ipynb #725c7fe8
@@ -86,7 +86,7 @@ def _hearing() -> list:  # stages 2 and 3 of the paper
               turns=.15, corpus=.1), .04,
               'image-audio-text at 0.2 : 0.4 : 0.4'),
         Stage('3', 'lm', dict(rates), dict(hear=.18, say=.21, spoken=.15, answer_aloud=.09, sound=.04, picture=.12,
-              clip=.06, spoken_picture=.05, text=.05, turns=.05), .17, 'omni with video')]
+              clip=.06, spoken_picture=.05, text=.05, turns=.05), .16, 'omni with video')]
 
 # %% ../../nbs/35_stages.ipynb #429b3a0d
 def _answering() -> list:  # stage 4 of the paper
