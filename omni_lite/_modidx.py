@@ -1444,6 +1444,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'omni_lite.omni.model.look_back': ('model.html#look_back', 'omni_lite/omni/model.py'),
                                       'omni_lite.omni.model.match_up': ('model.html#match_up', 'omni_lite/omni/model.py'),
                                       'omni_lite.omni.model.packing': ('model.html#packing', 'omni_lite/omni/model.py'),
+                                      'omni_lite.omni.model.right_angles': ('model.html#right_angles', 'omni_lite/omni/model.py'),
                                       'omni_lite.omni.model.splice': ('model.html#splice', 'omni_lite/omni/model.py'),
                                       'omni_lite.omni.model.start_shallow': ('model.html#start_shallow', 'omni_lite/omni/model.py')},
             'omni_lite.omni.official': { 'omni_lite.omni.official._block': ('official.html#_block', 'omni_lite/omni/official.py'),

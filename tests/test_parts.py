@@ -280,7 +280,7 @@ def test_a_run_begins_from_parts(shop, tmp_path, monkeypatch, capsys):
     from omni_lite.data.speech import build_speech, world_lines
     from omni_lite.data.world import World
     from omni_lite.train import trainer as T
-    store = build_speech(world_lines(World('small'), 400), tmp_path/'store', 0, False, speaker=beeper)
+    store = build_speech(world_lines(World('small'), 1600), tmp_path/'store', 0, False, speaker=beeper)
     monkeypatch.setattr(T, 'world_store', lambda *a: store)
     monkeypatch.setattr(T, 'get_preset', lambda name: replace(TINY, name=name))
     out = T.train_command('lite', 3., out=tmp_path/'run', parts=dict(llm=shop/'llama', ear=shop/'ear', eye=shop/'eye'))

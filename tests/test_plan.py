@@ -153,7 +153,7 @@ def test_the_table(capsys):
 def test_what_does_not_fit_is_marked(capsys):
     rows = [dict(stage='x', trains=['llm'], trainable=1, memory=9e12, fits=False, positions=8, step=1., tokens=0, seconds=0., bill=None)]
     P._table(rows, [ROWS['lang']])
-    assert '9000.000 GB!' in (out := capsys.readouterr().out) and 'does not fit' in out and '7 % of the time' in out
+    assert '9000.000 GB!' in (out := capsys.readouterr().out) and 'does not fit' in out and f'{100*ROWS["lang"].share:.0f} % of the time' in out
 
 def test_a_row_without_a_budget_says_so(): assert 'give --tokens' in P._line(
     dict(stage='x', trains=['llm'], trainable=1, memory=1., fits=True, positions=8, step=1., tokens=0, seconds=0.), recipe('7b')[0])

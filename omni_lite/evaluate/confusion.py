@@ -45,7 +45,8 @@ def draw_confusion(
     ax.set_xticks(range(len(names) + 1), [*names, 'other'], rotation=90, fontsize=7)
     ax.set_yticks(range(len(names)), names, fontsize=7)
     right = np.trace(table) / table.sum()
-    ax.set_xlabel('said'); ax.set_ylabel('shown'); ax.set_title(f'{title}: {100*right:.0f} % of {table.sum()}', fontsize=10)
+    ax.set_xlabel('said'); ax.set_ylabel('shown')
+    ax.set_title(f'{title}: {100*right:.0f} % of {table.sum()}', fontsize=10)
 
 # %% ../../nbs/41a_confusion.ipynb #ac0a6032
 def worst(

@@ -151,7 +151,9 @@ def compare(self:Card, ability:str, senses:tuple) -> None: # name of the row; se
 
 # %% ../../nbs/41_report.ipynb #092cb293
 @patch
-def third_turn(self:Card, s:Sample, spoken:tuple, between:Sample) -> str: # seen first, its question's recording; asked second
+def third_turn(self:Card,
+    s:Sample, spoken:tuple, between:Sample, # what is seen first; its question's recording; what is asked second
+) -> str:
     "The answer to a spoken question about a picture shown two turns before."
     talk, (first, *_) = Conversation(self.m, self.proc), [q for q, _ in s.more] or ['describe.']
     parts = question(s)[0]['content'][:-1] + [dict(type='text', text=first)]
@@ -362,7 +364,8 @@ def report_command(
     m, proc = OmniForCausalLM.from_pretrained(model), OmniProcessor.from_pretrained(model)
     past, c = Path(model)/'stages.json', Card(m, proc, World(world), world_store(world), n)
     c.speed(); c.understanding(); c.turns(); c.naming(); c.codec(); c.endings(); c.speaking(); c.real_world()
-    card = dict(facts=facts(Path(model)), world=world, rows=c.rows, timings=c.timings, examples=c.examples, named=c.named,
+    card = dict(facts=facts(Path(model)), world=world, rows=c.rows, timings=c.timings, examples=c.examples,
+                named=c.named,
                 stages=json.loads(past.read_text())['stages'] if past.exists() else None)
     write_card(card, Path(out))
     if html: c.write_page(card, Path(out))

@@ -37,11 +37,12 @@ def product_type(device:torch.device) -> torch.dtype: # where the products are m
     can = torch.cpu.get_capabilities()
     return torch.bfloat16 if any(can.get(k) for k in ('avx512_bf16', 'amx_bf16', 'bf16')) else torch.float32
 
-# %% ../../nbs/35c_muon.ipynb #f2306dde
+# %% ../../nbs/35c_muon.ipynb #e44a5350
 def filled(u:Tensor, rows:int) -> Tensor: # (n, m) -> (k*rows, m)
     "Rows of zeros at the end, up to a multiple."
     return F.pad(u, (0, 0, 0, -len(u) % rows)) if len(u) % rows else u
 
+# %% ../../nbs/35c_muon.ipynb #f2306dde
 def together(
     us:list, rows:int, rounds:int, # of (n, m), one m for all; at a time, at most m; see `orthogonal`
 ) -> list: # of (n, m), some rows at a time orthogonal
@@ -52,7 +53,9 @@ def together(
     return [m[:len(u)] for u, m in zip(us, made)]
 
 # %% ../../nbs/35c_muon.ipynb #cac736e1
-def heaps(ps:list, most:int=2**24) -> Iterator: # of (n, m) parameters; numbers at a time -> lists of them, one m in each
+def heaps(
+    ps:list, most:int=2**24, # of (n, m) parameters; numbers at a time
+) -> Iterator: # of lists of parameters, one m in each
     "A few parameters of one width at a time."
     width = lambda p: p.shape[1]
     for _, alike in groupby(sorted(ps, key=width), width):
@@ -62,13 +65,14 @@ def heaps(ps:list, most:int=2**24) -> Iterator: # of (n, m) parameters; numbers 
             heap.append(p); size += p.numel()
         yield heap
 
-# %% ../../nbs/35c_muon.ipynb #6ff4bf90
+# %% ../../nbs/35c_muon.ipynb #9947e181
 def on_whole(u:Tensor) -> Tensor: # (n, m), perhaps a shard of FSDP2 -> (n, m) here
     "A matrix, also where every process holds a shard of it."
     if not hasattr(u, 'placements'): return u
     from torch.distributed.tensor import Replicate
     return u.redistribute(placements=[Replicate()]*u.device_mesh.ndim).to_local()
 
+# %% ../../nbs/35c_muon.ipynb #6ff4bf90
 def as_held(u:Tensor, like:Tensor) -> Tensor: # (n, m) whole; (n, m), perhaps a shard -> the same kind
     "The way back: of a whole matrix, what this process holds."
     if not hasattr(like, 'placements'): return u
@@ -90,7 +94,7 @@ class Muon(torch.optim.Optimizer):
         if 'momentum_buffer' not in self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(p.grad)
         return self.state[p]['momentum_buffer']
 
-# %% ../../nbs/35c_muon.ipynb #fab8cd66
+# %% ../../nbs/35c_muon.ipynb #38a239b9
 @patch
 @torch.no_grad()
 def step(self:Muon, closure:None=None) -> None: # not used
@@ -98,6 +102,7 @@ def step(self:Muon, closure:None=None) -> None: # not used
     for g in self.param_groups:
         for ps in heaps([p for p in g['params'] if p.grad is not None]): self.move(ps, **g)
 
+# %% ../../nbs/35c_muon.ipynb #fab8cd66
 @patch
 def move(self:Muon, ps:list, lr:float, momentum:float, rows:int, rounds:int, weight_decay:float, **_) -> None:
     "One step of matrices (n, m) of one m."

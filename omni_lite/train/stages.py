@@ -55,7 +55,8 @@ def check(self:Stage) -> None:
 # %% ../../nbs/35_stages.ipynb #3ed66835
 def _given() -> list:  # what the paper takes from elsewhere
     return [
-        Stage('lookup', 'lm', dict(llm=1.5e-3), dict(owners=.6, colors=.4), .02, 'two blocks learn to look things up', 2),
+        Stage('lookup', 'lm', dict(llm=1.5e-3), dict(owners=.6, colors=.4), .02,
+              'two blocks learn to look things up', 2),
         Stage('lang', 'lm', dict(llm=3e-3), dict(corpus=.15, text=.35, turns=.3, ahead=.15,
               owners=.05), .08,
               'language pretraining: what a pretrained LLM is to the paper'),

@@ -239,7 +239,8 @@ def native(
     precision:str, device:torch.device, # 'auto', 'fp32' or 'bf16'; where training runs
 ) -> str: # 'fp32' or 'bf16'
     "What `auto` means on a device."
-    if precision not in ('auto', 'fp32', 'bf16'): raise ValueError(f'no precision {precision!r}: choose auto, fp32, bf16')
+    known = ('auto', 'fp32', 'bf16')
+    if precision not in known: raise ValueError(f"no precision {precision!r}: choose {', '.join(known)}")
     return precision if precision != 'auto' else 'bf16' if product_type(device) == torch.bfloat16 else 'fp32'
 
 @patch
@@ -553,7 +554,8 @@ def train_command(
 ) -> Path: # folder with the model
     "Train all stages within a budget and write the model."
     if preset in ('lite', '7b') and not (start or parts):
-        raise ValueError(f'{preset} starts from trained parts: name a folder or a hub name with --llm, and perhaps --ear, --eye')
+        raise ValueError(f'{preset} starts from trained parts: name a folder or a hub name with --llm, '
+                         'and perhaps --ear and --eye')
     device, out = start_processes(), Path(out); precision = native(precision, device)
     if world_size() > 1 and parallel == 'none':
         raise ValueError(f'{world_size()} processes would each train a model of their own: add --parallel ddp or fsdp2')
