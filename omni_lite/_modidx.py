@@ -1123,6 +1123,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report.Card.example': ( 'report.html#card.example',
                                                                                        'omni_lite/evaluate/report.py'),
+                                           'omni_lite.evaluate.report.Card.guess': ( 'report.html#card.guess',
+                                                                                     'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report.Card.naming': ( 'report.html#card.naming',
                                                                                       'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report.Card.photograph': ( 'report.html#card.photograph',

@@ -21,7 +21,7 @@ from .confusion import name_of, save_confusion
 from .judge import facts, listen, normal, wer, wer_interval, wilson
 from .report_page import Told, page
 from ..omni.voice import Voice
-from ..omni.generate import Conversation
+from ..omni.generate import Conversation, gather
 from ..omni.model import OmniForCausalLM
 from ..omni.processor import OmniProcessor
 
@@ -90,6 +90,12 @@ def bar(self:Card, items:list, name:str) -> Iterable: # the items, counted on sc
     from tqdm.auto import tqdm
     return tqdm(items, desc=name, disable=not self.progress)
 
+# %% ../../nbs/41_report.ipynb #39220e5a
+@patch
+def guess(self:Card, samples:list) -> float: # of Sample -> share
+    "What guessing would get right of these."
+    return float(np.mean([self.world.chance(s.family) for s in samples]))
+
 # %% ../../nbs/41_report.ipynb #7e68bfcd
 @patch
 def ask_all(self:Card,
@@ -103,8 +109,8 @@ def ask_all(self:Card,
         ok = normal(text) == normal(s.answer); right += ok
         by.setdefault(s.family, []).append(ok)
         if i < 4: self.example(ability, s.question, text, s.answer, bool(ok))
-    chance = float(np.mean([self.world.chance(s.family) for s in samples]))
-    self.add(ability, right, len(samples), chance, ceiling, by_family={k: float(np.mean(v)) for k, v in by.items()})
+    self.add(ability, right, len(samples), self.guess(samples), ceiling,
+             by_family={k: float(np.mean(v)) for k, v in by.items()})
     return right / len(samples)
 
 # %% ../../nbs/41_report.ipynb #208b214c
@@ -157,9 +163,9 @@ def third_turn(self:Card,
     "The answer to a spoken question about a picture shown two turns before."
     talk, (first, *_) = Conversation(self.m, self.proc), [q for q, _ in s.more] or ['describe.']
     parts = question(s)[0]['content'][:-1] + [dict(type='text', text=first)]
-    for turn in ([dict(role='user', content=parts)], question(between)): list(talk.add(turn).reply(speak=False))
-    events = talk.add([dict(role='user', content=[dict(type='audio', audio=spoken)])]).reply(speak=False)
-    return [e.text for e in events if e.kind == 'done'][0]
+    say = lambda content: gather(talk.add([dict(role='user', content=content)]).reply(speak=False))[0]
+    say(parts); say(question(between)[0]['content'])
+    return say([dict(type='audio', audio=spoken)])
 
 # %% ../../nbs/41_report.ipynb #e3488985
 @patch
@@ -170,7 +176,7 @@ def turns(self:Card) -> None:
     between = cases(self.world, self.sense('text'), len(found), seed=9)
     said = [self.third_turn(s, w, t) for (s, w), t in zip(self.bar(found, 'three turns'), between)]
     right = sum(normal(a) == normal(s.answer) for a, (s, _) in zip(said, found))
-    chance = float(np.mean([self.world.chance(s.family) for s, _ in found]))
+    chance = self.guess([s for s, _ in found])
     self.add('picture, two turns later a spoken question', right, len(found), chance, at_once)
 
 # %% ../../nbs/41_report.ipynb #6ba63894
