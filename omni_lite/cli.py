@@ -197,6 +197,7 @@ def train(
     ear:Annotated[Optional[str], typer.Option(help='a trained Whisper: folder or hub name')]=None,
     eye:Annotated[Optional[str], typer.Option(help='a trained Qwen2-VL or its tower: folder or hub name')]=None,
     vocoder:Annotated[Optional[str], typer.Option(help='file of a trained HiFi-GAN generator')]=None,
+    stages:Annotated[Optional[str], typer.Option(help='only these, on the whole model of --from: 3,4.1,4.2')]=None,
 ):
     "Run the stages of the paper within a budget of time, then the report card."
     seconds = parse_budget(budget)
@@ -207,7 +208,7 @@ def train(
     from omni_lite.train.trainer import train_command
     model = train_command(preset=preset, budget=seconds, world=world.value, start=begin, out=out, resume=resume, seed=seed,
                           track=track, parallel=parallel, precision=precision, checkpointing=checkpointing,
-                          accumulate=accumulate, parts=parts)
+                          accumulate=accumulate, parts=parts, stages=tuple(filter(None, (stages or '').split(','))))
     if card and os.environ.get('RANK', '0') == '0': report(model=Path(model or out), out=out/'report', world=world)
 
 @app.command()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEARD', 'MADE', 'TASKS', 'Material', 'encode_store', 'picture_row', 'caption_row', 'text_qa_row', 'lookup_row',
-           'turns_row', 'corpus_row', 'hear_row', 'say_row', 'spoken_qa_row', 'sound_row', 'itts', 'intlv', 'bind']
+           'turns_row', 'corpus_row', 'hear_row', 'say_row', 'spoken_qa_row', 'sound_row', 'picture_turns_row',
+           'outside_row', 'itts', 'intlv', 'bind']
 
 # %% ../../nbs/34_tasks.ipynb #6dc0ca75
 import random
@@ -22,6 +23,7 @@ from ..omni.processor import OmniProcessor
 from .interleave import text_row, chat_row, asr_row, tts_row, itts_row, intlv_row
 from .pictures import render_picture, render_clip, clip_moment, cover
 from .speech import SpeechStore
+from .outside import outside
 from .world import World, Sample, FAMILIES
 
 # %% ../../nbs/34_tasks.ipynb #a5108f13
@@ -197,7 +199,7 @@ def corpus_row(m:Material, rng:random.Random) -> Row: # one passage
     return text_row(m.b, next(m.world.corpus(rng)))  # no state of its own: a resumed run must draw the same line
 
 # %% ../../nbs/34_tasks.ipynb #614079d5
-HEARD, MADE = ('question', 'word', 'phrase', 'answer', 'statement'), ('answer', 'word', 'phrase', 'statement')
+HEARD, MADE = ('question', 'word', 'phrase', 'answer', 'statement', 'outside'), ('answer', 'word', 'phrase', 'statement')
 
 @patch
 def draw(self:Material,
@@ -272,6 +274,32 @@ def sound_row(m:Material, rng:random.Random, aloud:bool=False) -> Row: # answer 
     ask = lambda b: b.hear(m.speech(i, True)[0]).text(s.question)
     return chat_row(m.b, ask, s.answer, m.speech(a, False) if a is not None else None)
 
+# %% ../../nbs/34_tasks.ipynb #55304d5a
+def picture_turns_row(m:Material, rng:random.Random) -> Row: # picture and first question, another, a spoken one
+    "Three turns: the last asks by voice about the picture of the first."
+    for _ in range(50):
+        s = m.world.sample(rng.choice(m.image_families), m.split, rng)
+        t, i = m.world.sample(rng.choice(m.text_families), m.split, rng), m.said(rng, s.question)
+        if i is None: continue
+        first, answer = next(iter(s.more), ('describe.', s.caption))
+        seen = lambda b: m.show(b, s, s.family == 'how_many').text(first)
+        return chat_row(m.b, seen, answer, then=[(t.question, t.answer), (m.speech(i, True), s.answer)])
+    raise ValueError('the store says none of the questions about pictures: build a larger world')
+
+# %% ../../nbs/34_tasks.ipynb #bd675384
+def outside_row(m:Material, rng:random.Random, # of one split; source of chance
+    spoken:bool=False, aloud:bool=False, # by voice?; answer said aloud, too?
+) -> Row:
+    "A question that nothing here answers."
+    i = m.draw(rng, ('outside',)) if spoken else None
+    s = outside(m.world, m.split, rng if i is None else m.rows[i]['sample_seed'])
+    by = m.world.sample(rng.choice(m.image_families), m.split, rng) if rng.random() < .25 else None
+    a = m.said(rng, s.answer, True) if aloud else None
+    def ask(b):
+        if by: m.show(b, by)
+        return b.hear(*m.speech(i, True)) if spoken else b.text(s.question)
+    return chat_row(m.b, ask, s.answer, m.speech(a, False) if a is not None else None)
+
 # %% ../../nbs/34_tasks.ipynb #79c4d992
 def itts(m:Material, rng:random.Random) -> Row: # text, speech, text, speech
     "Two segments, each followed by its own speech."
@@ -294,7 +322,8 @@ TASKS = dict(corpus=corpus_row, text=text_qa_row, turns=turns_row, owners=partia
     spoken_picture_aloud=partial(picture_row, **_spoken, **_aloud), clip_aloud=partial(picture_row, **_clip, **_aloud),
     hear=hear_row, say=say_row, spoken=spoken_qa_row, answer_aloud=partial(spoken_qa_row, spoken=False, aloud=True),
     spoken_aloud=partial(spoken_qa_row, **_aloud), sound=sound_row, sound_aloud=partial(sound_row, **_aloud),
-    itts=itts, intlv=intlv, spoken_taught=partial(spoken_qa_row, taught=True))
+    itts=itts, intlv=intlv, spoken_taught=partial(spoken_qa_row, taught=True), picture_turns=picture_turns_row,
+    outside=outside_row, spoken_outside=partial(outside_row, **_spoken), outside_aloud=partial(outside_row, **_aloud))
 
 # %% ../../nbs/34_tasks.ipynb #c2bd490b
 def bind(m:Material) -> dict: # material of one split -> dict of name -> function(rng) -> Row

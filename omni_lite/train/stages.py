@@ -86,17 +86,19 @@ def _hearing() -> list:  # stages 2 and 3 of the paper
         Stage('2.2', 'lm', rates, dict(hear=.07, say=.07, spoken=.06, picture=.25, clip=.15, text=.15,
               turns=.15, corpus=.1), .04,
               'image-audio-text at 0.2 : 0.4 : 0.4'),
-        Stage('3', 'lm', dict(rates), dict(hear=.18, say=.21, spoken=.15, answer_aloud=.09, sound=.04, picture=.12,
-              clip=.06, spoken_picture=.05, text=.05, turns=.05), .16, 'omni with video')]
+        Stage('3', 'lm', dict(rates), dict(hear=.18, say=.2, spoken=.13, answer_aloud=.09, sound=.04, picture=.1,
+              clip=.05, spoken_picture=.05, picture_turns=.04, text=.04, turns=.04, spoken_outside=.03, outside=.01),
+              .16, 'omni with video')]
 
 # %% ../../nbs/35_stages.ipynb #429b3a0d
 def _answering() -> list:  # stage 4 of the paper
     return [
-        Stage('4.1', 'lm', dict(llm=1e-3, bridge=5e-4, audio_embed=1e-3, eye=2e-4), dict(spoken=.33, spoken_picture=.12,
-              spoken_clip=.06, sound=.07, picture=.13, clip=.05, text=.06, turns=.06,
-              answer_aloud=.06, picture_aloud=.03, clip_aloud=.03), .06, 'understanding SFT'),
-        Stage('4.2', 'lm', dict(head=1e-3, audio_embed=5e-4), dict(answer_aloud=.45, spoken_aloud=.25,
-              picture_aloud=.08, spoken_picture_aloud=.08, clip_aloud=.06, sound_aloud=.08), .04,
+        Stage('4.1', 'lm', dict(llm=1e-3, bridge=5e-4, audio_embed=1e-3, eye=2e-4), dict(spoken=.28, spoken_picture=.1,
+              spoken_clip=.05, sound=.06, picture=.11, clip=.05, text=.06, turns=.06, picture_turns=.06, outside=.02,
+              spoken_outside=.04, answer_aloud=.05, picture_aloud=.03, clip_aloud=.02, outside_aloud=.01), .06,
+              'understanding SFT'),
+        Stage('4.2', 'lm', dict(head=1e-3, audio_embed=5e-4), dict(answer_aloud=.44, spoken_aloud=.24,
+              picture_aloud=.08, spoken_picture_aloud=.08, clip_aloud=.06, sound_aloud=.08, outside_aloud=.02), .04,
               'speech SFT: head and embeddings')]
 
 # %% ../../nbs/35_stages.ipynb #646239e6
@@ -173,11 +175,14 @@ RECIPES = {'nano': NANO, 'tiny': NANO, 'lite': LITE, '7b': PAPER}
 # %% ../../nbs/35_stages.ipynb #d19296cb
 def recipe(
     preset:str='nano', shipped:bool=False, # its name; start from a trained language model and codec?
-    given:tuple=(), # kinds of stage that trained parts make needless: 'eye', 'vocoder'
+    given:tuple=(), only:tuple=(), # kinds of stage that trained parts make needless; names to keep, () = all
 ) -> list: # of Stage; their shares, where there are any, sum to 1
     "The stages of a preset."
     if preset not in RECIPES: raise ValueError(f"no recipe for '{preset}': choose {', '.join(RECIPES)}")
+    if odd := sorted(set(only) - {s.name for s in RECIPES[preset]}):
+        raise ValueError(f'{preset} has no stage {odd[0]}: choose of {", ".join(s.name for s in RECIPES[preset])}')
     rows = [s for s in RECIPES[preset] if not (shipped and s.name in GIVEN or s.kind in given)]
+    rows = [s for s in rows if s.name in (only or {s.name})]
     total = sum(s.share for s in rows)
     return [replace(s, share=s.share/total) for s in rows] if total else rows
 
@@ -237,7 +242,7 @@ def sense(
 ) -> str: # key of SENSES
     "What a task is mostly about, by its name."
     if 'aloud' in task or task in ('say', 'itts'): return 'made'
-    if task in ('hear', 'spoken', 'sound', 'intlv', 'audio'): return 'heard'
+    if task in ('hear', 'spoken', 'sound', 'intlv', 'audio', 'spoken_outside'): return 'heard'
     return 'seen' if any(k in task for k in ('picture', 'clip', 'caption', 'image', 'video')) else 'text'
 
 # %% ../../nbs/35_stages.ipynb #37594a9d

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['START', 'BEFORE', 'LMObjective', 'EyeObjective', 'keep_memory', 'Workshop', 'rng_state', 'set_rng', 'StageRun',
            'native', 'Log', 'tracked', 'teller', 'run_stage', 'sound_sample', 'answer_sample', 'snapshot', 'save_start',
-           'load_start', 'text_loss', 'look_out', 'RunFolder', 'run_recipe', 'world_store', 'new_model', 'joined',
-           'start_anew', 'batch_sizes', 'train_command']
+           'load_start', 'load_whole', 'before', 'text_loss', 'look_out', 'RunFolder', 'run_recipe', 'world_store',
+           'new_model', 'joined', 'start_anew', 'batch_sizes', 'train_command']
 
 # %% ../../nbs/36_trainer.ipynb #b8165287
 import json, random, shutil, time
@@ -397,6 +397,18 @@ def load_start(
     model.load_state_dict(keep | {k: v.float() for k, v in load_file(found[0]).items()}, strict=False)
     return model, proc
 
+# %% ../../nbs/36_trainer.ipynb #f6a3feeb
+def load_whole(
+    folder:Path, seed:int=0, # of a checkpoint; of what is new: nothing
+) -> tuple: # (model, processor)
+    "A checkpoint as it is, to be trained further."
+    return OmniForCausalLM.from_pretrained(folder).float(), OmniProcessor.from_pretrained(folder)
+
+def before(folder:Path|None, stages:tuple) -> list: # of a checkpoint; what goes on -> stages it had
+    "What was trained before the stages that go on."
+    past = Path(folder)/'stages.json' if stages else None
+    return json.loads(past.read_text())['stages'] if past and past.is_file() else []
+
 # %% ../../nbs/36_trainer.ipynb #0206d861
 def text_loss(
     shop:Workshop, # its language model
@@ -551,8 +563,11 @@ def train_command(
     parallel:str='none', precision:str='auto', checkpointing:bool=False, # see `parallelize`, `native`
     accumulate:int=1, # batches per step
     parts:dict|None=None, # llm, ear, eye, vocoder -> folder, hub name or file, see `assemble`
+    stages:tuple=(), # only these, on the whole model in `start`
 ) -> Path: # folder with the model
     "Train all stages within a budget and write the model."
+    if stages and not start: raise ValueError('some stages alone need a finished model: name its folder with --from')
+    rows = recipe(preset, bool(start) and not stages, tuple(parts or ()), tuple(stages))
     if preset in ('lite', '7b') and not (start or parts):
         raise ValueError(f'{preset} starts from trained parts: name a folder or a hub name with --llm, '
                          'and perhaps --ear and --eye')
@@ -564,7 +579,7 @@ def train_command(
     if not resume and not rank(): start_anew(out)
     made, store = World(world, seed), world_store(world, seed)
     if not rank(): wait_for_all()
-    if start: model, proc = load_start(Path(start), seed)
+    if start: model, proc = (load_whole if stages else load_start)(Path(start), seed)
     else:
         model, proc = joined(preset, parts, seed) if parts else new_model(preset, made, seed)
         set_statistics(model.tokenizer, model.flow, model.vocoder, store)
@@ -572,9 +587,9 @@ def train_command(
     shop = Workshop(model.to(device), proc, made, store, seed, tokens, frames, keep=out/'codes.npy',
                     accumulate=accumulate, how=parallel, precision=precision, checkpointing=checkpointing)
     acc = tracked(track, out) if track else None
-    results = run_recipe(shop, recipe(preset, bool(start), tuple(parts or ())), budget, out=out, acc=acc)
+    results = run_recipe(shop, rows, budget, out=out, acc=acc)
     save_whole(model, out, tok=proc.tok)
-    past = dict(preset=preset, budget=budget, world=world, seed=seed, stages=results)
+    past = dict(preset=preset, budget=budget, world=world, seed=seed, stages=before(start, stages) + results)
     if not rank(): (out/'stages.json').write_text(json.dumps(past, indent=1))
     leave()
     return out
