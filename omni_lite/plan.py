@@ -168,7 +168,8 @@ HOLDS = dict(corpus=(0, 0, 0, .94, 0), text=(0, 0, 0, .24, 0), turns=(0, 0, 0, .
     picture_aloud=(.37, 0, .2, .12, .3), spoken_picture_aloud=(.28, .27, .14, .1, .45), clip_aloud=(.3, 0, .28, .12, .41),
     hear=(0, .43, 0, .17, .36), say=(0, 0, .43, .07, .36), spoken=(0, .76, 0, .12, .69), answer_aloud=(0, 0, .31, .18, .26),
     spoken_aloud=(0, .55, .22, .11, .69), sound=(0, .56, 0, .13, 0), sound_aloud=(0, .4, .21, .12, .16),
-    itts=(0, 0, .66, .19, .57), intlv=(0, .53, 0, .38, .44),
+    itts=(0, 0, .66, .19, .57), intlv=(0, .53, 0, .38, .44), picture_turns=(.21, .19, 0, .21, .28), outside=(.12, 0, 0, .42, .04),
+    spoken_outside=(.08, .45, 0, .35, .41), outside_aloud=(.08, 0, .29, .3, .28),
     image=(.41, 0, 0, .29, .17), video=(.45, 0, 0, .15, .24), audio=(0, .43, 0, .17, .36))
 
 def _held(stage): # -> five shares of positions

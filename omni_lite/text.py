@@ -28,8 +28,9 @@ def train_tokenizer(
     vocab_size:int=768, # upper limit, special tokens and 256 bytes included
 ) -> 'PreTrainedTokenizerFast': # of transformers
     "A byte-level BPE tokenizer learned on `lines`, with the special tokens of the reference."
-    from tokenizers import Tokenizer, models, trainers, pre_tokenizers, decoders
+    from tokenizers import Tokenizer, models, normalizers, trainers, pre_tokenizers, decoders
     t = Tokenizer(models.BPE())
+    t.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     t.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIALS,

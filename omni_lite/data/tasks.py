@@ -24,6 +24,7 @@ from .interleave import text_row, chat_row, asr_row, tts_row, itts_row, intlv_ro
 from .pictures import render_picture, render_clip, clip_moment, cover
 from .speech import SpeechStore
 from .outside import outside
+from .wordings import reword
 from .world import World, Sample, FAMILIES
 
 # %% ../../nbs/34_tasks.ipynb #a5108f13
@@ -147,6 +148,17 @@ def said(self:Material,
     found = self.by_text[text, True] if heart else self.by_text[text, False] or self.by_text[text, True]
     return rng.choice(found) if found else None
 
+# %% ../../nbs/34_tasks.ipynb #b07c435b
+@patch
+def typed(self:Material, rng:random.Random, text:str) -> str: # source of chance; as the world words it -> as people type it
+    "A typed question of the split."
+    return reword(text, rng) if self.split == 'train' else text
+
+@patch
+def then(self:Material, rng:random.Random, s:Sample) -> list: # source of chance -> (question, answer) each
+    "What else is asked about a sample, typed."
+    return [(self.typed(rng, q), a) for q, a in s.more]
+
 # %% ../../nbs/34_tasks.ipynb #4476a8bb
 def picture_row(m:Material, rng:random.Random, # of one split; source of chance
     families:str='image', spoken:bool=False, aloud:bool=False, # 'image' or 'clip'; question spoken?; answer aloud?
@@ -157,8 +169,8 @@ def picture_row(m:Material, rng:random.Random, # of one split; source of chance
         q, a = (m.said(rng, s.question) if spoken else None), (m.said(rng, s.answer, True) if aloud else None)
         if (q is None) == spoken or (a is None) == aloud: continue
         seen = lambda b: m.show(b, s, s.family == 'how_many')
-        ask = lambda b: seen(b).hear(*m.speech(q, True)) if spoken else seen(b).text(s.question)
-        return chat_row(m.b, ask, s.answer, m.speech(a, False) if aloud else None, then=s.more)
+        ask = lambda b: seen(b).hear(*m.speech(q, True)) if spoken else seen(b).text(m.typed(rng, s.question))
+        return chat_row(m.b, ask, s.answer, m.speech(a, False) if aloud else None, then=m.then(rng, s))
     raise ValueError(f'the store says none of the {families} questions or answers: build a larger world')
 
 # %% ../../nbs/34_tasks.ipynb #7291cf0b
@@ -171,7 +183,7 @@ def caption_row(m:Material, rng:random.Random) -> Row: # picture, 'describe.', c
 def text_qa_row(m:Material, rng:random.Random) -> Row: # question, answer
     "A typed question, a typed answer."
     s = m.world.sample(rng.choice(m.text_families), m.split, rng)
-    return chat_row(m.b, lambda b: b.text(s.question), s.answer, then=s.more)
+    return chat_row(m.b, lambda b: b.text(m.typed(rng, s.question)), s.answer, then=m.then(rng, s))
 
 # %% ../../nbs/34_tasks.ipynb #d76f998c
 def lookup_row(m:Material, rng:random.Random, # of one split; source of chance
@@ -262,7 +274,8 @@ def spoken_qa_row(m:Material, rng:random.Random, # of one split; source of chanc
         a = m.said(rng, s.answer, True) if aloud else None
         if (a is None) == aloud: continue
         read, heard = lambda b: b.text(s.question), lambda b: b.hear(*m.speech(i, True))
-        row = chat_row(m.b, heard if spoken else read, s.answer, m.speech(a, False) if aloud else None, then=s.more)
+        asked = heard if spoken else m.typed(rng, s.question)
+        row = chat_row(m.b, asked, s.answer, m.speech(a, False) if aloud else None, then=s.more)
         return replace(row, twin=chat_row(m.b, read, s.answer, then=s.more)) if taught else row
     raise ValueError('the store holds no question whose answer is spoken: build a larger world')
 
@@ -271,7 +284,7 @@ def sound_row(m:Material, rng:random.Random, aloud:bool=False) -> Row: # answer 
     "An everyday sound and its name."
     i = m.draw(rng, ('sound',)); s = m.sample_of(i)
     a = m.said(rng, s.answer, True) if aloud else None
-    ask = lambda b: b.hear(m.speech(i, True)[0]).text(s.question)
+    ask = lambda b: b.hear(m.speech(i, True)[0]).text(m.typed(rng, s.question))
     return chat_row(m.b, ask, s.answer, m.speech(a, False) if a is not None else None)
 
 # %% ../../nbs/34_tasks.ipynb #55304d5a
@@ -282,8 +295,8 @@ def picture_turns_row(m:Material, rng:random.Random) -> Row: # picture and first
         t, i = m.world.sample(rng.choice(m.text_families), m.split, rng), m.said(rng, s.question)
         if i is None: continue
         first, answer = next(iter(s.more), ('describe.', s.caption))
-        seen = lambda b: m.show(b, s, s.family == 'how_many').text(first)
-        return chat_row(m.b, seen, answer, then=[(t.question, t.answer), (m.speech(i, True), s.answer)])
+        seen = lambda b: m.show(b, s, s.family == 'how_many').text(m.typed(rng, first))
+        return chat_row(m.b, seen, answer, then=[(m.typed(rng, t.question), t.answer), (m.speech(i, True), s.answer)])
     raise ValueError('the store says none of the questions about pictures: build a larger world')
 
 # %% ../../nbs/34_tasks.ipynb #bd675384
@@ -297,7 +310,7 @@ def outside_row(m:Material, rng:random.Random, # of one split; source of chance
     a = m.said(rng, s.answer, True) if aloud else None
     def ask(b):
         if by: m.show(b, by)
-        return b.hear(*m.speech(i, True)) if spoken else b.text(s.question)
+        return b.hear(*m.speech(i, True)) if spoken else b.text(m.typed(rng, s.question))
     return chat_row(m.b, ask, s.answer, m.speech(a, False) if a is not None else None)
 
 # %% ../../nbs/34_tasks.ipynb #79c4d992

@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from ..audio.mel import VOICE_RATE, load_sound
 from ..data.pictures import render_picture, render_clip, samples_path
 from ..data.sounds import render_sound
-from ..data.speech import SpeechStore
+from ..data.outside import UNKNOWN, outside
+from ..data.speech import SpeechStore, pick_voice, speak_line
 from ..data.world import World, Sample, FAMILIES
 from .confusion import name_of, save_confusion
 from .judge import facts, listen, normal, wer, wer_interval, wilson
@@ -56,8 +57,9 @@ class Card:
     ):
         self.m, self.proc, self.world, self.store = model.eval(), proc, world, store
         self.n, self.progress, self.rows, self.examples = n, progress, [], []
-        self.told, self.copies = [], []  # answers and copies that one can listen to
+        self.told, self.copies, self.heard = [], [], {}  # answers and copies to listen to; name -> sounds to be judged
         self.named = {}  # title -> what was shown, what was said
+        self.turned, self.asked = 0, 0  # questions of this world that it turned away, of how many
 
 # %% ../../nbs/41_report.ipynb #e037a3c9
 @patch
@@ -77,11 +79,12 @@ def answer(self:Card,
 @patch
 def add(self:Card,
     ability:str, right:int, n:int, # what was asked; how often it was right; of how many
-    chance:float|None, ceiling:float|None=None, **more, # what guessing gives; the best that could be; other columns
+    chance:float|None, ceiling:float|None=None, # what guessing gives; the best that could be
+    unit:str='right', **more, # what is counted; other columns
 ) -> None:
     "A row of shares."
     (lo, hi), row = wilson(right, n), dict(ability=ability, n=n, score=right/n)
-    self.rows.append(row | dict(low=lo, high=hi, chance=chance, ceiling=ceiling, unit='right', **more))
+    self.rows.append(row | dict(low=lo, high=hi, chance=chance, ceiling=ceiling, unit=unit, **more))
 
 # %% ../../nbs/41_report.ipynb #dd2f5eec
 @patch
@@ -93,8 +96,8 @@ def bar(self:Card, items:list, name:str) -> Iterable: # the items, counted on sc
 # %% ../../nbs/41_report.ipynb #39220e5a
 @patch
 def guess(self:Card, samples:list) -> float: # of Sample -> share
-    "What guessing would get right of these."
-    return float(np.mean([self.world.chance(s.family) for s in samples]))
+    "What guessing would get right of these; nothing of what is outside the world."
+    return float(np.mean([self.world.chance(s.family) if s.family in FAMILIES else 0. for s in samples]))
 
 # %% ../../nbs/41_report.ipynb #7e68bfcd
 @patch
@@ -107,6 +110,7 @@ def ask_all(self:Card,
     for i, s in enumerate(self.bar(samples, ability)):
         text = self.answer(question(s, spoken[i] if spoken else None))[0]
         ok = normal(text) == normal(s.answer); right += ok
+        self.asked += (inside := s.answer != UNKNOWN); self.turned += inside and normal(text) == normal(UNKNOWN)
         by.setdefault(s.family, []).append(ok)
         if i < 4: self.example(ability, s.question, text, s.answer, bool(ok))
     self.add(ability, right, len(samples), self.guess(samples), ceiling,
@@ -154,6 +158,32 @@ def compare(self:Card, ability:str, senses:tuple) -> None: # name of the row; se
     right = lambda s: normal(self.answer(question(s))[0]) == normal(s.answer)
     same = np.mean([right(s) for s, _ in self.bar(found, 'the same in text')])
     self.ask_all(ability, [s for s, _ in found], [w for _, w in found], float(same))
+
+# %% ../../nbs/41_report.ipynb #27fb34d2
+@patch
+def known_voices(self:Card) -> None:
+    "The spoken text questions again, in voices that training has heard."
+    rng = np.random.default_rng(2)
+    def read(s): return (speak_line(dict(text=s.question, voice=pick_voice(rng, 'train')), rng).wav, VOICE_RATE)
+    found = [s for s, _ in self.spoken_cases(('text',))]
+    self.ask_all('spoken question → text, known voices', found, [read(s) for s in self.bar(found, 'known voices')])
+
+# %% ../../nbs/41_report.ipynb #519227fd
+@patch
+def outside_cases(self:Card) -> list: # of (Sample, (array, rate))
+    "Spoken questions without an answer here, in voices never heard in training."
+    idx = self.store.where(kind='outside', split='test')[:self.n]
+    wav = lambda i: (np.asarray(self.store[i]['wav']), VOICE_RATE)
+    return [(outside(self.world, 'test', self.store.rows[i]['sample_seed']), wav(i)) for i in idx]
+
+@patch
+def unknown(self:Card) -> None:
+    "Whether it says that it does not know, where it cannot; and where it should."
+    self.ask_all('outside its world: does not know', [outside(self.world, 'test', i) for i in range(self.n)])
+    if self.store is not None:
+        found, said = zip(*self.outside_cases())
+        self.ask_all('the same by voice, voices never heard', list(found), list(said))
+    if self.asked: self.add('inside its world: turned away', self.turned, self.asked, None, unit='turned away')
 
 # %% ../../nbs/41_report.ipynb #092cb293
 @patch
@@ -214,11 +244,12 @@ def codec(self:Card, levels:tuple=(1, 2, 4, 8)) -> None: # how many code levels 
     "Teacher's recordings and their copies through the first k code levels."
     wavs, said = self.teacher()
     self.copies = [(f'teacher: {said[0]}', wavs[0])]
+    self.heard['teacher voice'] = wavs
     best = self.add_wer('teacher voice', said, [listen(w) for w in self.bar(wavs, 'teacher')])
     codes = [self.m.tokenizer.encode(load_sound(w, VOICE_RATE)) for w in wavs]
     for k in levels:
         out = [Voice(self.m).push(c[:, :k], True) for c in self.bar(codes, f'codec, {k} levels')]
-        self.copies.append((f'{k} of {codes[0].shape[1]} levels', out[0]))
+        self.copies.append((f'{k} of {codes[0].shape[1]} levels', out[0])); self.heard['codec, all levels'] = out
         ceiling = best if k == levels[0] else None
         self.add_wer(f'codec, {k} level{"s"[:k > 1]}', said, [listen(w) for w in out], ceiling)
 
@@ -254,11 +285,22 @@ def speaking(self:Card) -> None:
     "Spoken answers to typed and spoken questions and pictures; own speech heard again."
     self.told = [self.aloud(s, w) for s, w in self.bar(self.spoken_requests(), 'spoken answers')]
     for t in self.bar(self.told, 'spoken answers, judge'): t.heard = listen(t.sound)
+    self.heard['spoken answers'] = [t.sound for t in self.told]
     truth, wrote, heard = zip(*((t.truth, t.text, t.heard) for t in self.told))
     again = [self.m.transcribe((t.sound, VOICE_RATE), self.proc) for t in self.told[:self.n // 3]]
     self.add_wer('any → spoken answer', truth, heard, self.teacher_says(truth))
     self.add_wer('speech against its own text', wrote, heard, self.teacher_says(wrote))
     self.add_wer('own speech heard again', wrote[:len(again)], again)
+
+# %% ../../nbs/41_report.ipynb #8cd90419
+@patch
+def quality(self:Card) -> dict: # what was heard -> DistillMOS, or the reason why there is none
+    "How natural the teacher, its copies and the answers sound."
+    from omni_lite.evaluate.codec import passages, rulers
+    found, missing = rulers(('mos',))
+    if missing: return dict.fromkeys(self.heard, missing[0])
+    mean = lambda wavs: float(np.mean([found['mos'](w, w) for w in passages(wavs)]))
+    return {k: round(mean(v), 2) for k, v in self.bar(list(self.heard.items()), 'quality')}
 
 # %% ../../nbs/41_report.ipynb #5d20a902
 @patch
@@ -320,6 +362,7 @@ def markdown(card:dict) -> str: # of report.json
     out = _table('ability|cases|score|95 % interval|chance|ceiling',
                  [(r['ability'], r['n'], f"{pct(r['score'])} {r['unit']}", f"{pct(r['low'])} to {pct(r['high'])}",
                    pct(r['chance']), pct(r['ceiling'])) for r in card['rows']])
+    if q := card.get('quality'): out += ['', *_table('sound|DistillMOS, 1 to 5', q.items())]
     if t := card.get('timings'): out += ['', *_table('speed|median', [(k, f'{v:.2f}') for k, v in t.items()])]
     if card.get('stages'):
         past = [(s['stage'], s['steps'], f"{s['seconds']:.0f}", f"{s['text_loss']:.3f}") for s in card['stages']]
@@ -338,7 +381,7 @@ def picture(card:dict, path:Path) -> None: # of report.json; where the PNG goes
         ax.plot([min(r['low'], 1), min(r['high'], 1)], [i, i], 'k', lw=1)
         if r['chance'] is not None: ax.plot([r['chance']]*2, [i - .4, i + .4], 'r', lw=1.5)
     ax.set_yticks(range(len(rows)), [r['ability'] for r in rows]); ax.set_xlim(0, 1)
-    ax.set_xlabel('blue: share right, red tick: chance; orange: word error rate, lower is better', fontsize=8)
+    ax.set_xlabel('blue: share right, red tick: chance; orange: word errors and turned away, lower is better', fontsize=8)
     fig.tight_layout(); fig.savefig(path, dpi=110); plt.close(fig)
 
 # %% ../../nbs/41_report.ipynb #44794924
@@ -369,9 +412,10 @@ def report_command(
     from omni_lite.train.trainer import world_store
     m, proc = OmniForCausalLM.from_pretrained(model), OmniProcessor.from_pretrained(model)
     past, c = Path(model)/'stages.json', Card(m, proc, World(world), world_store(world), n)
-    c.speed(); c.understanding(); c.turns(); c.naming(); c.codec(); c.endings(); c.speaking(); c.real_world()
+    c.speed(); c.understanding(); c.turns(); c.known_voices(); c.unknown(); c.naming()
+    c.codec(); c.endings(); c.speaking(); c.real_world()
     card = dict(facts=facts(Path(model)), world=world, rows=c.rows, timings=c.timings, examples=c.examples,
-                named=c.named,
+                named=c.named, quality=c.quality(),
                 stages=json.loads(past.read_text())['stages'] if past.exists() else None)
     write_card(card, Path(out))
     if html: c.write_page(card, Path(out))

@@ -512,7 +512,7 @@ def world_store(
     "The speech of a world, built when it is not there."
     from omni_lite.data.speech import world_command
     from omni_lite.paths import cache_dir
-    return SpeechStore(world_command(world=world, out=cache_dir()/f'world-{world}', seed=seed))
+    return SpeechStore(world_command(world=world, out=cache_dir()/f'world-{world}{f"-{seed}"*bool(seed)}', seed=seed))
 
 def new_model(
     preset:str, # name of the rung
