@@ -1144,6 +1144,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report.Card.naming': ( 'report.html#card.naming',
                                                                                       'omni_lite/evaluate/report.py'),
+                                           'omni_lite.evaluate.report.Card.other_words': ( 'report.html#card.other_words',
+                                                                                           'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report.Card.outside_cases': ( 'report.html#card.outside_cases',
                                                                                              'omni_lite/evaluate/report.py'),
                                            'omni_lite.evaluate.report.Card.photograph': ( 'report.html#card.photograph',

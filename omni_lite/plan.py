@@ -381,8 +381,13 @@ def _soft(x): # what stands between matrix products
     for _ in range(4): x = torch.nn.functional.layer_norm(torch.nn.functional.gelu(x) + x, x.shape[-1:])
     return x
 
-def cpu_speeds() -> dict: # float32, bfloat16: operations a second; moved: bytes a second
-    "Measure one thread of this machine: two matrix products, and what stands between them."
+def _small(x): # a thousand operations that do nothing else but begin and end
+    y = x
+    for _ in range(500): y = y + x
+    y.sum().backward()
+
+def cpu_speeds() -> dict: # float32, bfloat16: operations a second; moved: bytes a second; calls: tiny operations a second
+    "Measure one thread of this machine: two matrix products, what stands between them, and how fast operations follow."
     was, x, w = torch.get_num_threads(), torch.randn(1536, 256), torch.randn(256, 768)
     sq = torch.randn(256, 256).bfloat16()
     torch.set_num_threads(1)
@@ -391,13 +396,15 @@ def cpu_speeds() -> dict: # float32, bfloat16: operations a second; moved: bytes
             full = 10*2*1536*256*768 / _median_seconds(lambda: [x @ w for _ in range(10)])
             half = 20*2*256**3 / _median_seconds(lambda: [sq @ sq for _ in range(20)])
             with (sh := Shadow()), sh.fake: _soft(torch.empty(1536, 256))
-            return dict(float32=full, bfloat16=half, moved=sh.books.moved / _median_seconds(lambda: _soft(x)))
+            moved = sh.books.moved / _median_seconds(lambda: _soft(x))
+        tiny = torch.zeros(8, requires_grad=True)
+        return dict(float32=full, bfloat16=half, moved=moved, calls=1000 / _median_seconds(lambda: _small(tiny)))
     finally: torch.set_num_threads(was)
 
-# What a step takes in units of those speeds: products in fp32, in bf16, bytes; and seconds for each operation. Fitted to one step
-# of each of nano's 13 stages on an AMD EPYC with AVX-512: 0.93 to 1.08 of the measured times; fitted without the stage itself
-# 0.89 to 1.11, the vocoder, which has almost no products, 0.81.
-CPU_COST = (1.087, .942, .645, 62e-6)
+# What a step takes in units of those speeds: products in fp32, in bf16, bytes, calls. Fitted to one step of each of nano's 13
+# stages on an AMD EPYC without AVX-512, other jobs beside it: 0.91 to 1.14 of the measured times, but 0.74 for the flow decoder,
+# whose activation is slow to differentiate; the factor of bf16 is of an EPYC that multiplies it, from an earlier fit.
+CPU_COST = (1.01, .942, .966, 3.9)
 
 def cpu_seconds(
     books:Books, speeds:dict, cost:tuple=CPU_COST, # of a step; of `cpu_speeds`; calibrated on other steps
@@ -405,7 +412,7 @@ def cpu_seconds(
     "Time of a step on this machine: computed from speeds measured on the spot."
     a, b, c, d = cost
     half = books.flops['bfloat16']; products = a*(books.flops.total() - half)/speeds['float32'] + b*half/speeds['bfloat16']
-    return products + c*books.moved/speeds['moved'] + d*books.ops
+    return products + c*books.moved/speeds['moved'] + d*books.ops/speeds['calls']
 
 # ---- measured beside computed
 

@@ -46,6 +46,7 @@ def test_budget_never_crashes_otherwise(text):
     (['train', '--budget', '15'], "'15' is not a budget of time"),
     (['train', '--from', '/nowhere'], '/nowhere is not a folder with a checkpoint'),
     (['train', '--resume', '--out', '/nowhere'], 'nothing to resume'),
+    (['train', '--stages', '3'], 'name its folder with --from'),
     (['report', '--model', '/nowhere'], '/nowhere is not a folder'),
     (['demo', '--model', '/nowhere'], '/nowhere is not a folder'),
     (['fetch', 'nothing'], "no package group 'nothing'"),

@@ -124,9 +124,9 @@ def test_time_is_operations_over_rate_or_bytes_over_link():
     assert P.step_seconds(replace(bill, books=P.Books(ops=round(4/P.LAUNCH))), how) == pytest.approx(4.)
 
 def test_time_of_this_machine_is_a_sum():
-    speeds, cost = dict(float32=2., bfloat16=4., moved=8.), (1., 2., 3., .5)
+    speeds, cost = dict(float32=2., bfloat16=4., moved=8., calls=4.), (1., 2., 3., .5)
     done = P.Books(Counter(bfloat16=4., float32=6.), 16., 2)
-    assert P.cpu_seconds(done, speeds, cost) == 1*6/2 + 2*4/4 + 3*16/8 + .5*2
+    assert P.cpu_seconds(done, speeds, cost) == 1*6/2 + 2*4/4 + 3*16/8 + .5*2/4
     assert all(v > 0 for v in P.cpu_speeds().values())
 
 def test_a_plan_counts_steps_from_tokens():

@@ -7,6 +7,7 @@ __all__ = ['question', 'cases', 'Card', 'markdown', 'picture', 'write_card', 're
 
 # %% ../../nbs/41_report.ipynb #08365aa2
 from collections.abc import Iterable
+from dataclasses import replace
 import json, random
 from pathlib import Path
 import numpy as np
@@ -17,6 +18,7 @@ from ..data.pictures import render_picture, render_clip, samples_path
 from ..data.sounds import render_sound
 from ..data.outside import UNKNOWN, outside
 from ..data.speech import SpeechStore, pick_voice, speak_line
+from ..data.wordings import reword
 from ..data.world import World, Sample, FAMILIES
 from .confusion import name_of, save_confusion
 from .judge import facts, listen, normal, wer, wer_interval, wilson
@@ -167,6 +169,14 @@ def known_voices(self:Card) -> None:
     def read(s): return (speak_line(dict(text=s.question, voice=pick_voice(rng, 'train')), rng).wav, VOICE_RATE)
     found = [s for s, _ in self.spoken_cases(('text',))]
     self.ask_all('spoken question → text, known voices', found, [read(s) for s in self.bar(found, 'known voices')])
+
+# %% ../../nbs/41_report.ipynb #6f7e9aa5
+@patch
+def other_words(self:Card) -> None:
+    "Typed questions of all senses in wordings that training never used."
+    asked, rng = cases(self.world, [f for f in self.world.families if f not in ('say', 'kind')], self.n, seed=11), random.Random(11)
+    asked = [replace(s, question=reword(s.question, rng, 'test')) for s in asked]
+    self.ask_all('typed in wordings never trained', asked)
 
 # %% ../../nbs/41_report.ipynb #519227fd
 @patch
@@ -412,7 +422,7 @@ def report_command(
     from omni_lite.train.trainer import world_store
     m, proc = OmniForCausalLM.from_pretrained(model), OmniProcessor.from_pretrained(model)
     past, c = Path(model)/'stages.json', Card(m, proc, World(world), world_store(world), n)
-    c.speed(); c.understanding(); c.turns(); c.known_voices(); c.unknown(); c.naming()
+    c.speed(); c.understanding(); c.turns(); c.known_voices(); c.other_words(); c.unknown(); c.naming()
     c.codec(); c.endings(); c.speaking(); c.real_world()
     card = dict(facts=facts(Path(model)), world=world, rows=c.rows, timings=c.timings, examples=c.examples,
                 named=c.named, quality=c.quality(),
