@@ -23,7 +23,7 @@ from ..omni.processor import OmniProcessor
 from .interleave import text_row, chat_row, asr_row, tts_row, itts_row, intlv_row
 from .pictures import render_picture, render_clip, clip_moment, cover
 from .speech import SpeechStore
-from .outside import outside
+from .outside import outside, small_talk
 from .wordings import reword
 from .world import World, Sample, FAMILIES
 
@@ -306,6 +306,7 @@ def outside_row(m:Material, rng:random.Random, # of one split; source of chance
     "A question that nothing here answers."
     i = m.draw(rng, ('outside',)) if spoken else None
     s = outside(m.world, m.split, rng if i is None else m.rows[i]['sample_seed'])
+    if not spoken and m.split == 'train' and rng.random() < .25: s = small_talk(rng)
     by = m.world.sample(rng.choice(m.image_families), m.split, rng) if rng.random() < .25 else None
     a = m.said(rng, s.answer, True) if aloud else None
     def ask(b):
