@@ -1859,6 +1859,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'omni_lite/train/trainer.py'),
                                          'omni_lite.train.trainer.batch_sizes': ('trainer.html#batch_sizes', 'omni_lite/train/trainer.py'),
                                          'omni_lite.train.trainer.before': ('trainer.html#before', 'omni_lite/train/trainer.py'),
+                                         'omni_lite.train.trainer.draw_curves': ('trainer.html#draw_curves', 'omni_lite/train/trainer.py'),
                                          'omni_lite.train.trainer.joined': ('trainer.html#joined', 'omni_lite/train/trainer.py'),
                                          'omni_lite.train.trainer.keep_memory': ('trainer.html#keep_memory', 'omni_lite/train/trainer.py'),
                                          'omni_lite.train.trainer.load_start': ('trainer.html#load_start', 'omni_lite/train/trainer.py'),

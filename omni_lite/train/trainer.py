@@ -6,7 +6,7 @@
 __all__ = ['START', 'BEFORE', 'LMObjective', 'EyeObjective', 'keep_memory', 'Workshop', 'rng_state', 'set_rng', 'StageRun',
            'native', 'Log', 'tracked', 'teller', 'run_stage', 'sound_sample', 'answer_sample', 'snapshot', 'save_start',
            'load_start', 'load_whole', 'before', 'text_loss', 'look_out', 'RunFolder', 'run_recipe', 'world_store',
-           'new_model', 'joined', 'start_anew', 'batch_sizes', 'train_command']
+           'new_model', 'joined', 'start_anew', 'draw_curves', 'batch_sizes', 'train_command']
 
 # %% ../../nbs/36_trainer.ipynb #b8165287
 import json, random, shutil, time
@@ -543,6 +543,24 @@ def start_anew(out:Path) -> None: # of a run
     shutil.rmtree(out/'state', ignore_errors=True)
     for f in ('log.jsonl', 'codes.npy'): (out/f).unlink(missing_ok=True)
 
+# %% ../../nbs/36_trainer.ipynb #0d621ca1
+def draw_curves(
+    log:Path, names:tuple=('text', 'audio', 'align', 'mel', 'named', 'loss'), # log.jsonl of a run; which terms
+) -> 'Figure':
+    "Smoothed losses over the minutes of a run."
+    from matplotlib.figure import Figure
+    rows, start, seen = [json.loads(l) for l in log.read_text().splitlines()], 0., {}
+    fig = Figure(figsize=(8, 3), layout='constrained'); ax = fig.subplots()
+    for stage in dict.fromkeys(r['stage'] for r in rows):
+        mine = [r for r in rows if r['stage'] == stage]
+        for n in names: seen.setdefault(n, []).extend(((start + r['seconds'])/60, r[n]) for r in mine if n in r)
+        ax.text(start/60, 1.01, stage, transform=ax.get_xaxis_transform(), fontsize=7)
+        start += mine[-1]['seconds']; ax.axvline(start/60, c='lightgray', lw=.7)
+    for n, points in seen.items():
+        if points: ax.plot(*zip(*points), label=n)
+    ax.set_yscale('log'); ax.set_xlabel('minutes of training'); ax.set_ylabel('loss'); ax.legend(fontsize=7)
+    return fig
+
 # %% ../../nbs/36_trainer.ipynb #1d1e2744
 def batch_sizes(
     budget:float, # seconds of training
@@ -590,6 +608,8 @@ def train_command(
     results = run_recipe(shop, rows, budget, out=out, acc=acc)
     save_whole(model, out, tok=proc.tok)
     past = dict(preset=preset, budget=budget, world=world, seed=seed, stages=before(start, stages) + results)
-    if not rank(): (out/'stages.json').write_text(json.dumps(past, indent=1))
+    if not rank():
+        (out/'stages.json').write_text(json.dumps(past, indent=1))
+        draw_curves(out/'log.jsonl').savefig(out/'curves.png', dpi=100)
     leave()
     return out
