@@ -8,7 +8,7 @@ from typing import Callable
 
 from omni_lite import __version__
 
-__all__ = ['Case', 'Bench', 'BENCHES', 'bench', 'benches', 'one_thread', 'paired', 'run', 'table', 'machine']
+__all__ = ['Case', 'FloorCase', 'Bench', 'BENCHES', 'bench', 'benches', 'one_thread', 'paired', 'run', 'table', 'machine']
 
 @dataclass(frozen=True)
 class Case:
@@ -23,6 +23,19 @@ class Case:
     ) -> dict: # more columns
         "What else this case measures, beside the ratio."
         return {}
+
+@dataclass(frozen=True)
+class FloorCase(Case):
+    "A case that also knows the least work: the matrix products alone."
+    floor: Callable = None  # () -> anything
+    gflop: float = 0.       # billions of operations in it
+
+    def extra(self,
+        row:dict, # of this case: ours in ms
+    ) -> dict: # floor in ms, its rate in GFLOP/s, above_floor: ours over floor, median of pairs
+        "Time the products beside ours."
+        r = paired(self.floor, self.ours, row['pairs'])
+        return dict(floor=r['ours'], floor_gflops=round(self.gflop / r['ours'] * 1e3, 1), above_floor=r['ratio'])
 
 @dataclass(frozen=True)
 class Bench:

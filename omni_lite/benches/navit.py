@@ -1,8 +1,8 @@
 """Our eye and bridge against transformers' Qwen2-VL tower, and our eye against itself fed with padding: the same weights and
 the same 16 pictures of mixed size, one thread."""
-from omni_lite.bench import Case, bench, one_thread
+from omni_lite.bench import Case, FloorCase, bench, one_thread
 
-__all__ = ['mixed_sizes', 'towers', 'padded']
+__all__ = ['mixed_sizes', 'towers', 'padded', 'products']
 
 def mixed_sizes(
     n:int=16, # pictures
@@ -45,16 +45,40 @@ def padded(
     angles = rope_angles(fill(grid_positions(grids, eye.merge, values.device)), eye.head_dim)
     return eye.net(x, real[:, None, None], angles)[real]
 
-def _case(name, ours, anchor):
+def products(
+    eye:'NaViT', values:'Tensor', # (N, P) patches of all pictures
+    grids:list[tuple[int,int,int]], # (t, h, w) of each picture
+    rows:int=256, keys:int=512, # of attention at a time, so that a tile stays in the cache
+) -> tuple: # () -> the matrix products that any such eye needs and nothing between them; billions of operations in them
+    "The least work: the floor of the eye's time."
+    import torch
+    from omni_lite.vision.navit import slice_lengths
+    attn, ffn, D = eye.net.blocks[0].attn, eye.net.blocks[0].ffn, eye.dim
+    ws, lengths = [p.weight.mT for p in (attn.q_proj, attn.k_proj, attn.v_proj, attn.out_proj)], slice_lengths(grids, eye.merge)
+    q = torch.randn(len(values), attn.num_heads, attn.head_dim).transpose(0, 1).contiguous()  # (H, N, K)
+    def run():
+        x = values @ eye.patch_embed.weight.mT
+        for _ in eye.net.blocks:
+            for w in ws: x @ w
+            x @ ffn.fc1.weight.mT @ ffn.fc2.weight.mT
+            for p in q.split(lengths, 1):
+                for a in p.split(rows, 1):
+                    for k in p.split(keys, 1): a @ k.mT @ k
+    each = 8*D*D + 4*D*ffn.fc1.out_features
+    return run, 2e-9*(len(values)*values.shape[1]*D) + 1e-9*len(eye.net.blocks)*(len(values)*each + 4*D*sum(n*n for n in lengths))
+
+def _case(name, ours, anchor, floor=None, gflop=0.):
     ours, anchor = one_thread(ours), one_thread(anchor)
     off = (ours() - anchor()).abs().max().item()
-    return Case(f'{name}; largest difference {off:.0e}', ours, anchor, lambda a, b: (a - b).abs().max().item() <= 1e-4)
+    about, agree = f'{name}; largest difference {off:.0e}', lambda a, b: (a - b).abs().max().item() <= 1e-4
+    return FloorCase(about, ours, anchor, agree, one_thread(floor), gflop) if floor else Case(about, ours, anchor, agree)
 
 def _against_tower(name, grids, *sizes):
     import torch
     theirs, eye, bridge = towers(*sizes)
     x, g = torch.randn(sum(h*w for _, h, w in grids), 1176), torch.tensor(grids)
-    return _case(f'{name}, {len(grids)} pictures, {len(x)} patches', lambda: bridge(eye(x, grids)), lambda: theirs(x, g).pooler_output)
+    return _case(f'{name}, {len(grids)} pictures, {len(x)} patches', lambda: bridge(eye(x, grids)), lambda: theirs(x, g).pooler_output,
+                 *products(eye, x, grids))
 
 def _folded(name, grids, dim, depth, num_heads, ffn_dim):
     import torch

@@ -1,27 +1,12 @@
 """Our residual quantiser against vector-quantize-pytorch: same codebooks, same codes, one thread; and against the bare matrix
 products that any search needs, the floor."""
 import importlib.util
-from dataclasses import dataclass
-from typing import Callable
 
-from omni_lite.bench import Case, bench, one_thread, paired
+from omni_lite.bench import FloorCase, bench, one_thread
 
-__all__ = ['BAICHUAN', 'FloorCase', 'same_codes', 'natural', 'pair', 'cases']
+__all__ = ['BAICHUAN', 'same_codes', 'natural', 'pair', 'cases']
 
 BAICHUAN = (8192, 4096, 2048) + (1024,)*5  # entries per level of the released tokenizer
-
-@dataclass(frozen=True)
-class FloorCase(Case):
-    "A case that also knows the least work: the matrix products alone."
-    floor: Callable = None  # () -> anything
-    gflop: float = 0.       # billions of operations in it
-
-    def extra(self,
-        row:dict, # of this case: ours in ms
-    ) -> dict: # floor in ms, its rate in GFLOP/s, above_floor: ours over floor, median of pairs
-        "Time the products beside ours."
-        r = paired(self.floor, self.ours, row['pairs'])
-        return dict(floor=r['ours'], floor_gflops=round(self.gflop / r['ours'] * 1e3, 1), above_floor=r['ratio'])
 
 def same_codes(
     a:'Tensor', b:'Tensor', # (N, n_q) codes
