@@ -13,22 +13,28 @@ from .world import Sample, World, as_rng
 
 # %% ../../nbs/30c_outside.ipynb #6bda44a2
 ELSEWHERE = dict(
-    thing='airport bottle bread bridge button chair cheese coat coffee computer cup curtain desk diamond doctor door dress '
-          'engine farmer fence finger flag floor flower forest garden glass glove gold guitar hat hotel house island jacket '
-          'kitchen knife ladder lake lamp letter library market mirror mountain movie museum neighbor office onion oven '
-          'painter paper park pencil piano pillow plane planet plate pocket potato prince queen radio river road roof rope '
-          'salad school shoe shirt shop snake soldier song soup spider spoon station stone storm street summer teacher '
-          'television tiger tooth tower town train truck turtle village violin wall wheel window winter wolf',
-    place='africa america berlin brazil canada china egypt england france germany india italy japan london madrid mexico '
-          'moscow norway paris peru rome russia spain sweden tokyo turkey vienna boston texas ireland greece',
-    person='anna bob charles david einstein frank george helen jack jane john julia kate linda maria martin mary mozart '
-           'newton paul robert sarah shakespeare simon susan william alice henry picasso darwin cleopatra',
-    idea='love war gravity peace history physics happiness democracy time life money art science poetry football politics '
-         'religion electricity evolution music friendship weather health sleep law fashion travel cooking memory luck',
-    like='old young big small happy sad tired hungry rich poor famous cold hot clever strong angry lonely busy sick ready',
-    act='build a house,bake bread,cook rice,drive a truck,fix a door,fly a plane,learn french,make coffee,open a shop,'
-        'paint a wall,plant flowers,play chess,read a map,ride a bicycle,sing a song,sleep well,swim,tie a tie,win a game,'
-        'write a letter,lose weight,find a job,draw a horse,cut hair,make friends,save money,grow tomatoes,learn to dance')
+    thing='airport bottle bread bridge button chair cheese coat coffee computer cup curtain desk diamond '
+          'doctor door dress engine farmer fence finger flag floor flower forest garden glass glove gold '
+          'guitar hat hotel house island jacket kitchen knife ladder lake lamp letter library market mirror '
+          'mountain movie museum neighbor office onion oven painter paper park pencil piano pillow plane '
+          'planet plate pocket potato prince queen radio river road roof rope salad school shoe shirt shop '
+          'snake soldier song soup spider spoon station stone storm street summer teacher television tiger '
+          'tooth tower town train truck turtle village violin wall wheel window winter wolf',
+    place='africa america berlin brazil canada china egypt england france germany india italy japan london '
+          'madrid mexico moscow norway paris peru rome russia spain sweden tokyo turkey vienna boston texas '
+          'ireland greece',
+    person='anna bob charles david einstein frank george helen jack jane john julia kate linda maria martin '
+           'mary mozart newton paul robert sarah shakespeare simon susan william alice henry picasso darwin '
+           'cleopatra',
+    idea='love war gravity peace history physics happiness democracy time life money art science poetry '
+         'football politics religion electricity evolution music friendship weather health sleep law fashion '
+         'travel cooking memory luck',
+    like='old young big small happy sad tired hungry rich poor famous cold hot clever strong angry lonely '
+         'busy sick ready',
+    act='build a house,bake bread,cook rice,drive a truck,fix a door,fly a plane,learn french,make coffee,'
+        'open a shop,paint a wall,plant flowers,play chess,read a map,ride a bicycle,sing a song,sleep well,'
+        'swim,tie a tie,win a game,write a letter,lose weight,find a job,draw a horse,cut hair,make friends,'
+        'save money,grow tomatoes,learn to dance')
 
 def _words(kind): return ELSEWHERE[kind].split(',' if kind == 'act' else None)
 
@@ -45,39 +51,45 @@ def pick_word(
 
 # %% ../../nbs/30c_outside.ipynb #092f6b09
 ASKED = (
-    'what is the capital of {place}?', 'where is {place}?', 'how do i {act}?', 'can you {act}?', 'who is {person}?',
-    'who was {person}?', 'tell me about {idea}.', 'what is {idea}?', 'what is a {thing}?', 'how much is the {thing}?',
-    'when does the {thing} open?', 'why is the {thing} so {like}?', 'do you like the {thing}?', 'i want a new {thing}.',
-    'what do you think about {idea}?', 'how old is {person}?', 'where does {person} live?', 'which {thing} is the best?',
-    'what is the weather in {place}?', 'tell me a story about a {thing}.', 'sing a song about {idea}.',
-    'how many people live in {place}?', 'is {person} {like}?', 'what time is it in {place}?', 'my {thing} is {like}.',
+    'what is the capital of {place}?', 'where is {place}?', 'how do i {act}?', 'can you {act}?',
+    'who is {person}?', 'who was {person}?', 'tell me about {idea}.', 'what is {idea}?', 'what is a {thing}?',
+    'how much is the {thing}?', 'when does the {thing} open?', 'why is the {thing} so {like}?',
+    'do you like the {thing}?', 'i want a new {thing}.', 'what do you think about {idea}?', 'how old is {person}?',
+    'where does {person} live?', 'which {thing} is the best?', 'what is the weather in {place}?',
+    'tell me a story about a {thing}.', 'sing a song about {idea}.', 'how many people live in {place}?',
+    'is {person} {like}?', 'what time is it in {place}?', 'my {thing} is {like}.',
     'what is the meaning of {idea}?', 'who invented the {thing}?', 'what does {idea} mean?', 'are you {like}?',
     'what did {person} say about {idea}?', 'how do you spell {thing}?', 'buy me a {thing}.', 'i am {like}.',
     'what language do they speak in {place}?', 'is there a {thing} in {place}?', 'the {thing} is in {place}.',
-    'who wrote the {thing}?', 'what comes after {idea}?', 'how many {thing}s are in {place}?', 'where is my {thing}?')
+    'who wrote the {thing}?', 'what comes after {idea}?', 'how many {thing}s are in {place}?',
+    'where is my {thing}?')
 UNTOLD = (
-    'where is {who}?', 'where is the {known}?', 'who has the {known}?', 'who sees the {known}?', 'what color is the {known}?',
-    'say the color of the {known}.', 'how old is {who}?', 'why does {who} have a {known}?', 'what does the {known} eat?',
-    'is {who} {like}?', 'does {who} like {idea}?', 'is the {known} in {place}?')
+    'where is {who}?', 'where is the {known}?', 'who has the {known}?', 'who sees the {known}?',
+    'what color is the {known}?', 'say the color of the {known}.', 'how old is {who}?',
+    'why does {who} have a {known}?', 'what does the {known} eat?', 'is {who} {like}?', 'does {who} like {idea}?',
+    'is the {known} in {place}?')
 
 # %% ../../nbs/30c_outside.ipynb #60d37288
 ASKED_LATER = (
-    'how tall is {person}?', 'what should i eat with the {thing}?', 'when was {person} born?', 'do you know {idea}?',
-    'what happened in {place} last year?', 'how heavy is a {thing}?', 'please call {person}.', 'i am looking for a {thing}.',
-    'why do people like {idea}?', 'let us go to {place}.', 'can i {act} in {place}?', 'is a {thing} expensive?')
-UNTOLD_LATER = ('what is the name of the {known}?', 'when does {who} sleep?', 'how big is the {known}?',
-                'does {who} have a {thing}?')
+    'how tall is {person}?', 'what should i eat with the {thing}?', 'when was {person} born?',
+    'do you know {idea}?', 'what happened in {place} last year?', 'how heavy is a {thing}?',
+    'please call {person}.', 'i am looking for a {thing}.', 'why do people like {idea}?', 'let us go to {place}.',
+    'can i {act} in {place}?', 'is a {thing} expensive?')
+UNTOLD_LATER = (
+    'what is the name of the {known}?', 'when does {who} sleep?', 'how big is the {known}?',
+    'does {who} have a {thing}?')
 
 # %% ../../nbs/30c_outside.ipynb #8f9003ae
 UNKNOWN, HELLO = 'i do not know.', 'hello.'
-REPLIES, GREETINGS = (UNKNOWN, HELLO), ('hello.', 'hi.', 'good morning.', 'hello, how are you?', 'hi there.', 'good evening.')
+REPLIES = UNKNOWN, HELLO
+GREETINGS = 'hello.', 'hi.', 'good morning.', 'hello, how are you?', 'hi there.', 'good evening.'
 
 def outside(
     world:World, split:str='train', # what is known; 'train' or 'test'
     rng:random.Random|np.random.Generator|int=0, # a generator or a seed
 ) -> Sample: # of the family 'outside'
     "A question that the world has no answer to."
-    if split not in ('train', 'test'): raise ValueError(f'{split!r} is no split of what is outside: choose train or test.')
+    if split not in ('train', 'test'): raise ValueError(f'{split!r} is no split here: choose train or test.')
     rng = as_rng(rng)
     if split == 'train' and rng.random() < .04: return Sample('outside', rng.choice(GREETINGS), HELLO)
     shapes = ((ASKED, UNTOLD), (ASKED_LATER, UNTOLD_LATER))[split == 'test'][rng.random() < .3]
@@ -86,8 +98,10 @@ def outside(
     return Sample('outside', rng.choice(shapes).format(**words), UNKNOWN, split=split)
 
 # %% ../../nbs/30c_outside.ipynb #2a25f3b6
-ABOUT = ('who are you?', 'what are you?', 'what is your name?', 'what can you do?', 'are you a robot?', 'how old are you?',
-         'where are you from?', 'who made you?', 'tell me a joke.', 'what time is it?', 'help.', 'thank you.', 'test.', 'why?')
+ABOUT = (
+    'who are you?', 'what are you?', 'what is your name?', 'what can you do?', 'are you a robot?',
+    'how old are you?', 'where are you from?', 'who made you?', 'tell me a joke.', 'what time is it?', 'help.',
+    'thank you.', 'test.', 'why?')
 
 def small_talk(rng:random.Random) -> Sample: # source of chance
     "A greeting, or something that people ask machines."

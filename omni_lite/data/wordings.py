@@ -10,40 +10,51 @@ import random, re
 
 # %% ../../nbs/30d_wordings.ipynb #9426c380
 RULES = {  # pattern -> wordings for training | wordings for the test
-    r'what is this\?|what do you see\?|say what you see\.': 'what is it?/what is that?/what can you see?/what is in the picture?/'
-        'tell me what you see./name this./do you know what this is?/what am i looking at?/what is here?/what is shown here?/'
+    r'what is this\?|what do you see\?|say what you see\.':
+        'what is it?/what is that?/what can you see?/what is in the picture?/tell me what you see./name this./'
+        'do you know what this is?/what am i looking at?/what is here?/what is shown here?/'
         'and what is this?|what does the picture show?/can you name this?/what have we here?',
-    r'(?:what is|what do you see|say what is) on the (left|right)[?.]': 'what is on the \\1 side?/what can you see on the \\1?/'
-        'and on the \\1?/which thing is on the \\1?/tell me what is on the \\1./what is at the \\1?/what is the thing on the \\1?|'
-        'on the \\1, what do you see?/name the thing on the \\1.',
-    r'how many(?: do you see)?\?|say how many you see\.': 'how many are there?/count them./how many things are there?/'
-        'how many can you see?/tell me how many you see./how many things do you see?/how many are in the picture?|'
-        'what is their number?/can you count them?',
-    r'(?:what color is|say the color of) the (\w+)[?.]': 'which color is the \\1?/what is the color of the \\1?/'
-        'tell me the color of the \\1./the color of the \\1?/what color does the \\1 have?|do you know the color of the \\1?/'
+    r'(?:what is|what do you see|say what is) on the (left|right)[?.]':
+        'what is on the \\1 side?/what can you see on the \\1?/and on the \\1?/which thing is on the \\1?/'
+        'tell me what is on the \\1./what is at the \\1?/'
+        'what is the thing on the \\1?|on the \\1, what do you see?/name the thing on the \\1.',
+    r'how many(?: do you see)?\?|say how many you see\.':
+        'how many are there?/count them./how many things are there?/how many can you see?/'
+        'tell me how many you see./how many things do you see?/'
+        'how many are in the picture?|what is their number?/can you count them?',
+    r'(?:what color is|say the color of) the (\w+)[?.]':
+        'which color is the \\1?/what is the color of the \\1?/tell me the color of the \\1./'
+        'the color of the \\1?/what color does the \\1 have?|do you know the color of the \\1?/'
         'in what color is the \\1?',
-    r'what happens\?|say what happens\.|what does the \w+ do\?': 'what is happening?/what happens here?/what does it do?/'
-        'tell me what happens./what happens in the clip?/what do you see in the clip?/what is going on?|what goes on here?/'
+    r'what happens\?|say what happens\.|what does the \w+ do\?':
+        'what is happening?/what happens here?/what does it do?/tell me what happens./'
+        'what happens in the clip?/what do you see in the clip?/what is going on?|what goes on here?/'
         'can you say what happens?',
-    r'what is this sound\?|what sound is this\?|say what sound this is\.': 'what do you hear?/what makes this sound?/what was that?/'
-        'name this sound./tell me what you hear./which sound is this?/what can you hear?|what is making this noise?/'
-        'do you know this sound?',
-    r'(?:what|say what) comes (after|before) (\w+)[?.]': 'which number comes \\1 \\2?/what number is \\1 \\2?/what is \\1 \\2?/'
-        'tell me what comes \\1 \\2./and \\1 \\2?|which number is \\1 \\2?/do you know what comes \\1 \\2?',
-    r'(?:what is|say) the opposite of (\w+)[?.]': 'tell me the opposite of \\1./the opposite of \\1?/which word is the opposite of \\1?/'
+    r'what is this sound\?|what sound is this\?|say what sound this is\.':
+        'what do you hear?/what makes this sound?/what was that?/name this sound./tell me what you hear./'
+        'which sound is this?/what can you hear?|what is making this noise?/do you know this sound?',
+    r'(?:what|say what) comes (after|before) (\w+)[?.]':
+        'which number comes \\1 \\2?/what number is \\1 \\2?/what is \\1 \\2?/tell me what comes \\1 \\2./'
+        'and \\1 \\2?|which number is \\1 \\2?/do you know what comes \\1 \\2?',
+    r'(?:what is|say) the opposite of (\w+)[?.]':
+        'tell me the opposite of \\1./the opposite of \\1?/which word is the opposite of \\1?/'
         'and the opposite of \\1?|name the opposite of \\1./do you know the opposite of \\1?',
-    r'(?:please say )?where (?:is ((?:the )?\w+)|((?:the )?\w+) is)[?.]': 'tell me where \\1\\2 is./in which place is \\1\\2?/'
-        'where can i find \\1\\2?/and where is \\1\\2?/so where is \\1\\2?|do you know where \\1\\2 is?/where do i find \\1\\2?',
-    r'who (has|sees) the (\w+)\?': 'tell me who \\1 the \\2./which one \\1 the \\2?/and who \\1 the \\2?/so who \\1 the \\2?/'
+    r'(?:please say )?where (?:is ((?:the )?\w+)|((?:the )?\w+) is)[?.]':
+        'tell me where \\1\\2 is./in which place is \\1\\2?/where can i find \\1\\2?/and where is \\1\\2?/'
+        'so where is \\1\\2?|do you know where \\1\\2 is?/where do i find \\1\\2?',
+    r'who (has|sees) the (\w+)\?':
+        'tell me who \\1 the \\2./which one \\1 the \\2?/and who \\1 the \\2?/so who \\1 the \\2?/'
         'who is it that \\1 the \\2?|do you know who \\1 the \\2?/which person \\1 the \\2?'}
 
-def _choices(): # compiled, with both lists
+# %% ../../nbs/30d_wordings.ipynb #0e489046
+def _choices(): # pattern, wordings for training, for the test
     return [(re.compile(p), *(half.split('/') for half in w.split('|'))) for p, w in RULES.items()]
 CHOICES = _choices()
 
-# %% ../../nbs/30d_wordings.ipynb #fed5a191
+# %% ../../nbs/30d_wordings.ipynb #f65857a8
 SHORT = {'what is': "what's/whats", 'where is': "where's/wheres", 'who is': "who's", 'do not': "don't"}
 
+# %% ../../nbs/30d_wordings.ipynb #fed5a191
 def by_hand(
     text:str, rng:random.Random, # what was meant; source of chance
 ) -> str:
@@ -63,5 +74,6 @@ def reword(
     if split not in ('train', 'test'): raise ValueError(f'{split!r} has no wordings: choose train or test')
     if split == 'train' and rng.random() < .5: return by_hand(text, rng)
     for pattern, learnt, kept in CHOICES:
-        if pattern.search(text): text = pattern.sub(rng.choice(kept if split == 'test' else learnt), text, count=1); break
+        if not pattern.search(text): continue
+        text = pattern.sub(rng.choice(kept if split == 'test' else learnt), text, count=1); break
     return text if split == 'test' else by_hand(text, rng)

@@ -174,7 +174,9 @@ def known_voices(self:Card) -> None:
 @patch
 def other_words(self:Card) -> None:
     "Typed questions of all senses in wordings that training never used."
-    asked, rng = cases(self.world, [f for f in self.world.families if f not in ('say', 'kind')], self.n, seed=11), random.Random(11)
+    families = [f for f in self.world.families if f not in ('say', 'kind')]  # which no rule rewords
+    rng = random.Random(11)
+    asked = cases(self.world, families, self.n, seed=11)
     asked = [replace(s, question=reword(s.question, rng, 'test')) for s in asked]
     self.ask_all('typed in wordings never trained', asked)
 
@@ -391,7 +393,7 @@ def picture(card:dict, path:Path) -> None: # of report.json; where the PNG goes
         ax.plot([min(r['low'], 1), min(r['high'], 1)], [i, i], 'k', lw=1)
         if r['chance'] is not None: ax.plot([r['chance']]*2, [i - .4, i + .4], 'r', lw=1.5)
     ax.set_yticks(range(len(rows)), [r['ability'] for r in rows]); ax.set_xlim(0, 1)
-    ax.set_xlabel('blue: share right, red tick: chance; orange: word errors and turned away, lower is better', fontsize=8)
+    ax.set_xlabel('blue: right, red tick: chance; orange: errors and turned away, lower is better', fontsize=8)
     fig.tight_layout(); fig.savefig(path, dpi=110); plt.close(fig)
 
 # %% ../../nbs/41_report.ipynb #44794924
