@@ -106,6 +106,14 @@ def test_recipe_shares_and_unknown_preset():
     assert abs(sum(s.share for s in recipe()) - 1) < 1e-9 and abs(sum(s.share for s in recipe(shipped=True)) - 1) < 1e-9
     with pytest.raises(ValueError, match='no recipe'): recipe('70b')
 
+def test_text_under_a_frozen_language_model_is_read_and_moves_nothing(parts):
+    from omni_lite.train.stages import Stage
+    from omni_lite.train.trainer import StageRun, Workshop
+    m, proc = parts; shop = Workshop(m, proc, WORLD, None, progress=False)
+    run = StageRun(shop, Stage('x', 'lm', dict(bridge=1e-3), dict(text=1.)), steps=2)
+    before = {k: v.clone() for k, v in m.state_dict().items()}
+    assert run.one_step()['text'] > 0 and all(torch.equal(v, before[k]) for k, v in m.state_dict().items())
+
 def test_a_folder_that_does_not_fit_is_refused(parts, tmp_path):
     m, proc = parts
     m.save_pretrained(tmp_path, tok=proc.tok)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from omni_lite.data import speech as S
+from omni_lite.data.outside import outside
 
 
 def beeper(text, voice='heart', speed=1., seed=0):
@@ -276,14 +277,17 @@ def test_world_lines_are_the_same_every_time(plan):
 
 def test_world_lines_keep_the_splits(plan):
     world, lines = plan
-    asked = [l for l in lines if 'sample_seed' in l]
+    asked = [l for l in lines if 'family' in l]
     for l in asked:
         s = world.sample(l['family'], l['split'], l['sample_seed'])
         assert world.held_out(s.facts[0]) == (l['split'] == 'test')
         assert l['text'] == (s.question if l['kind'] == 'question' else s.answer)
     assert {l['voice'] for l in lines if l['split'] == 'train'}.isdisjoint(S.TEST_VOICES)
-    assert {l['voice'] for l in lines if l['split'] == 'test' and l['kind'] == 'question'} <= S.TEST_VOICES
+    assert {l['voice'] for l in lines if l['split'] == 'test' and l['kind'] in ('question', 'outside')} <= S.TEST_VOICES
     assert {l['split'] for l in asked} == {'train', 'test'}
+    beyond = [l for l in lines if l['kind'] == 'outside']
+    assert {l['split'] for l in beyond} == {'train', 'test'}
+    assert all(l['text'] == outside(world, l['split'], l['sample_seed']).question for l in beyond)
 
 
 def test_answers_are_clean_and_in_the_output_voice(plan):
@@ -295,7 +299,7 @@ def test_every_word_is_heard_alone_and_kokoro_keeps_to_its_minutes(plan):
     world, lines = plan
     assert {l['text'] for l in lines if l['kind'] == 'word'} == world.words
     slow = [l for l in lines if l['voice'] in S.KOKORO_VOICES]
-    assert 10 < len(slow) < 60 and {l['kind'] for l in slow} == {'question'}
+    assert 10 < len(slow) < 60 and {l['kind'] for l in slow} <= {'question', 'outside'}
 
 
 def test_world_sounds_are_built_from_their_spec(plan, tmp_path):

@@ -265,7 +265,7 @@ def one_step(self:StageRun) -> dict: # loss terms as floats
     for _ in range(self.shop.accumulate):
         batch = send_to_device(next(self.data), self.acc.device)
         with self.low(): out = self.objective(batch, p)
-        self.acc.backward(out['loss'] / self.shop.accumulate)
+        if out['loss'].requires_grad: self.acc.backward(out['loss'] / self.shop.accumulate)  # else nothing here trains
     norms = self.grad_norms() if self.step % 20 == 19 else {}
     self.acc.clip_grad_norm_(self.trained, 1.)
     self.opt.step()
