@@ -101,14 +101,14 @@ def _senses_only(p, steps):  # a copy without text in its mixture, and its held-
 @failure('text ratio 0', 'text')
 def no_text(p:Patient) -> Case:
     "Train on speech and pictures alone."
-    m, curve = _senses_only(p, 30)
+    m, curve = _senses_only(p, 60)
     return Case(examine(p, 'text'), examine(p.like(m), 'text'), dict(text=curve), model=m)
 
 # %% ../../nbs/45a_failures.ipynb #406ad4c2
 @failure('text falls after audio', 'text after audio')
 def text_falls(p:Patient) -> Case:
     "The same, but stopped early."
-    m, curve = _senses_only(p, 12)
+    m, curve = _senses_only(p, 32)
     past = {s: l for s, l in p.past if l < 1}  # the very first stage cannot read yet
     checks = [examine(q, 'text after audio') for q in (p, p.like(m))]
     return Case(*checks, dict(stages=[*past.values(), curve[-1]]), model=m)

@@ -607,7 +607,8 @@ def train_command(
     acc = tracked(track, out) if track else None
     results = run_recipe(shop, rows, budget, out=out, acc=acc)
     save_whole(model, out, tok=proc.tok)
-    past = dict(preset=preset, budget=budget, world=world, seed=seed, stages=before(start, stages) + results)
+    named = [r | dict(stage=r['stage'] + ' again'*bool(stages)) for r in results]
+    past = dict(preset=preset, budget=budget, world=world, seed=seed, stages=before(start, stages) + named)
     if not rank():
         (out/'stages.json').write_text(json.dumps(past, indent=1))
         draw_curves(out/'log.jsonl').savefig(out/'curves.png', dpi=100)
