@@ -12,6 +12,7 @@ __all__ = ['CHECKS', 'SENTENCES', 'MISSING', 'Finding', 'Check', 'check', 'exami
 import json, random
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cached_property
 from pathlib import Path
 import numpy as np, torch
@@ -313,8 +314,9 @@ def by_sense(p:'Patient', n:int=24, seed:int=1) -> dict: # questions -> shares: 
     codes = [_codes(m, w).cpu() for w in wavs]
     typed = [chat_row(b, lambda b, q=q: view.show(b, q).text(q.question), q.answer) for q in s]
     aloud = [chat_row(b, lambda b, q=q, c=c: view.show(b, q).hear(c), q.answer) for q, c in zip(s, codes)]
-    right = [normal(m.transcribe((w, VOICE_RATE), p.proc)) == normal(q.question) for q, w in zip(s, wavs)]
-    return dict(heard=float(np.mean(right)), pictures=answered(m, typed), both=answered(m, aloud))
+    alike = lambda a, b: SequenceMatcher(None, normal(a).split(), normal(b).split()).ratio()  # of the words
+    words = [alike(m.transcribe((w, VOICE_RATE), p.proc), q.question) for q, w in zip(s, wavs)]
+    return dict(heard=float(np.mean(words)), pictures=answered(m, typed), both=answered(m, aloud))
 
 # %% ../../nbs/45_checkup.ipynb #22aaef43
 @check('senses together', 'give the mixture rows that need both senses, and look at how they are spliced', 'world')

@@ -139,7 +139,7 @@ def no_end(p:Patient) -> Case:
     "Train a head whose end class is new and never asked for."
     m = copy.deepcopy(p.model); last = m.head.heads[0]
     with torch.no_grad(): last.weight[-1].normal_(std=.02); last.bias[-1] = 0.
-    m, _ = tune(m, ('head',), lambda rng: [_endless(r, m.head.sizes[0]) for r in say_rows(p, rng, 8)], 10, 1e-3)
+    m, _ = tune(m, ('head',), lambda rng: [_endless(r, m.head.sizes[0]) for r in say_rows(p, rng, 8)], 25, 1e-3)
     frames = lambda q: [len(c) for c, _ in q.said]
     return Case(examine(p, 'speech ends'), examine(ill := p.like(m), 'speech ends'),
                 dict(sound=frames(p), broken=frames(ill)), dict(broken=sound(m, ill.said[2][0])), m)
