@@ -393,7 +393,7 @@ def picture(card:dict, path:Path) -> None: # of report.json; where the PNG goes
         ax.plot([min(r['low'], 1), min(r['high'], 1)], [i, i], 'k', lw=1)
         if r['chance'] is not None: ax.plot([r['chance']]*2, [i - .4, i + .4], 'r', lw=1.5)
     ax.set_yticks(range(len(rows)), [r['ability'] for r in rows]); ax.set_xlim(0, 1)
-    ax.set_xlabel('blue: right, red tick: chance; orange: errors and turned away, lower is better', fontsize=8)
+    ax.set_xlabel('blue: right, red: chance; orange: errors, turned away (less is better)', fontsize=8)
     fig.tight_layout(); fig.savefig(path, dpi=110); plt.close(fig)
 
 # %% ../../nbs/41_report.ipynb #44794924
