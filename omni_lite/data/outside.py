@@ -8,6 +8,7 @@ __all__ = ['ELSEWHERE', 'ASKED', 'UNTOLD', 'ASKED_LATER', 'UNTOLD_LATER', 'UNKNO
 
 # %% ../../nbs/30c_outside.ipynb #deb8dde0
 import hashlib, random
+from functools import lru_cache
 import numpy as np
 from .world import Sample, World, as_rng
 
@@ -43,11 +44,14 @@ def is_kept(word:str) -> bool: # for the test?
     "Whether a word from elsewhere is kept out of training."
     return hashlib.blake2b(word.encode(), digest_size=4).digest()[0] % 6 == 0
 
+@lru_cache(maxsize=None)
+def _of(kind, split): return [w for w in _words(kind) if is_kept(w) == (split == 'test')]
+
 def pick_word(
     kind:str, split:str, rng:random.Random, # a key of ELSEWHERE; 'train' or 'test'; source of chance
 ) -> str:
     "A word of a kind that this split may use."
-    return rng.choice([w for w in _words(kind) if is_kept(w) == (split == 'test')])
+    return rng.choice(_of(kind, split))
 
 # %% ../../nbs/30c_outside.ipynb #092f6b09
 ASKED = (
