@@ -44,6 +44,7 @@ def is_kept(word:str) -> bool: # for the test?
     "Whether a word from elsewhere is kept out of training."
     return hashlib.blake2b(word.encode(), digest_size=4).digest()[0] % 6 == 0
 
+# %% ../../nbs/30c_outside.ipynb #26e03535
 @lru_cache(maxsize=None)
 def _of(kind, split): return [w for w in _words(kind) if is_kept(w) == (split == 'test')]
 
